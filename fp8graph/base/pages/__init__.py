@@ -1,0 +1,1 @@
+"""The pages of the codes, one file for each group."""

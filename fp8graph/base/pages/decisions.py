@@ -1,0 +1,156 @@
+"""FG2xx: decisions, the reasons that plans hold."""
+
+from __future__ import annotations
+
+from fp8graph.base.pages.code import Code
+
+CODES = (
+    Code(
+        "FG201",
+        "quantized by the recipe",
+        "The recipe quantizes operators of this type, and nothing spoke against it.",
+        "This is the usual reason of a quantized operator.",
+        "Nothing. To keep it nevertheless: --nodes-to-exclude 'KEY'.",
+    ),
+    Code(
+        "FG202",
+        "the recipe does not quantize this type",
+        "Operators of this type are not in the recipe's `quantize.ops`, so they stay in high precision.",
+        "Most of them (Relu, Add, Reshape ...) have no FP8 arithmetic anywhere; they fuse with their neighbours.",
+        "Nothing, usually. --op-types-to-quantize TYPE asks for it; the target then has a say.",
+    ),
+    Code(
+        "FG203",
+        "kept on your request",
+        "An option or a [[keep]] list names this operator, so it stays in high precision.",
+        "What the user says comes before recipe and rules.",
+        "Nothing. To undo it, take the pattern out of --nodes-to-exclude or --op-types-to-exclude.",
+    ),
+    Code(
+        "FG204",
+        "quantized on your request",
+        "An option names this operator, so it is quantized where the recipe would have kept it.",
+        "The target still bounds it: what it refuses becomes an error, never a silent change.",
+        "Compare the accuracy with and without it.",
+    ),
+    Code(
+        "FG205",
+        "kept by a pattern of the recipe",
+        "A [[keep]] line of the recipe selects this operator; the reason quotes the line's `why`.",
+        "Recipes carry what was learned about a family of models.",
+        "Change the recipe where it does not hold for this model.",
+    ),
+    Code(
+        "FG206",
+        "kept: a sensitive operator",
+        "Normalisation, softmax, embedding look-ups, recurrent cells and their like lose much accuracy in FP8.",
+        "They are a small part of the work, so that keeping them costs next to nothing.",
+        "Nothing. --nodes-to-quantize asks for one all the same.",
+    ),
+    Code(
+        "FG207",
+        "kept: a router",
+        "The product decides which expert gets which token; its result goes into a TopK or ArgMax.",
+        "A small error there sends tokens to another expert, which no later layer mends, and the product is small.",
+        "Nothing. --nodes-to-quantize asks for it all the same.",
+    ),
+    Code(
+        "FG208",
+        "kept: the first convolution on an image",
+        "It reads the few channels of the input picture.",
+        "Few channels fill no FP8 tile, so that it gains nothing, and every later layer inherits its error.",
+        "Nothing. --nodes-to-quantize asks for it all the same.",
+    ),
+    Code(
+        "FG209",
+        "kept: small attention heads",
+        "The heads of this attention are too small for the FP8 kernels to pay.",
+        "Quantizing and dequantizing would take longer than the products gain.",
+        "Nothing. --fp8-everywhere quantizes also what does not pay.",
+    ),
+    Code(
+        "FG210",
+        "decided together with its group",
+        "The operator belongs to a group that is decided as one (attention: both products and the softmax between "
+        "them), and a member of it stays in high precision. The reason names that member.",
+        "Half an attention in FP8 does not fuse: it would be slower than none.",
+        "Look up the member that the reason names; its own reason is the one to mend.",
+    ),
+    Code(
+        "FG211",
+        "kept: attention is switched off",
+        "--attention off (or ModelOpt's --disable-mha-qdq) keeps the products inside attention in high precision.",
+        "The projections around it are quantized as usual.",
+        "Leave the option out to let the target's table decide.",
+    ),
+    Code(
+        "FG212",
+        "kept: a value is not finite",
+        "Calibration saw NaN or infinity in a tensor that this operator reads, or a weight holds one.",
+        "There is no scale for infinity; FP8 would spread it.",
+        "Compare MODEL with itself on this data. A mask made of -inf is common: use a large finite number, or keep it.",
+    ),
+    Code(
+        "FG213",
+        "kept: a range is zero or not known",
+        "A tensor was zero in every sample, or calibration never reached it (a branch that was not taken).",
+        "No scale can be derived; any would be a guess.",
+        "Give data that exercises this part of the model.",
+    ),
+    Code(
+        "FG214",
+        "kept in fp32: fp16 would overflow",
+        "A value seen here is larger than 65504, the largest of fp16.",
+        "In fp16 it would become infinity, and NaN soon after.",
+        "Nothing: the operator stays in fp32. --high-precision-dtype bf16 has the range of fp32.",
+    ),
+    Code(
+        "FG215",
+        "kept: an operand is no floating tensor",
+        "The operator reads integers or a type that cannot be quantized to FP8.",
+        "There is nothing to scale.",
+        "Nothing.",
+    ),
+    Code(
+        "FG216",
+        "kept: a weight is shared or has an odd form",
+        "The weight is read by operators that want it quantized differently, or its shape has no axis for a scale.",
+        "One tensor has one scale; two would need a copy of the weight.",
+        "Give the operators a weight each, or --nodes-to-exclude the one that matters less.",
+    ),
+    Code(
+        "FG217",
+        "kept: a constant operand is computed in the graph",
+        "The operand comes from constants by way of operators that could not be folded.",
+        "Its values are not known before the model runs, so that no scale can be derived from them.",
+        "Simplify the model (constant folding) before optimizing it.",
+    ),
+    Code(
+        "FG218",
+        "not quantized: no main operand",
+        "This input is a bias or an auxiliary operand; only data and weight are quantized.",
+        "Biases are added in high precision after the product.",
+        "Nothing.",
+    ),
+    Code(
+        "FG220",
+        "a scale was folded",
+        "A multiplication by a constant was moved into a neighbouring scale.",
+        "One operator less at run time; the result is the same up to the exactness that the pass declares.",
+        "Nothing. `python -m fp8graph passes` shows which pass does it.",
+    ),
+    Code(
+        "FG221",
+        "one scale for the whole weight",
+        "The target's kernel for this operator wants one weight scale, so that the weight has not one per channel.",
+        "With a scale per channel this kernel would not be chosen and the operator would fall back.",
+        "Nothing. The loss of accuracy is small; keep the operator if it is not.",
+    ),
+    Code(
+        "FG230",
+        "quantized already",
+        "The model came with scales for this operator; they were taken over.",
+        "Numbers found in training are better than those that calibration would find.",
+        "Nothing. To calibrate anew, start from the unquantized model.",
+    ),
+)

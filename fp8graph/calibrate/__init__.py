@@ -1,0 +1,1 @@
+"""Floor 7: reading data and observing tensors."""

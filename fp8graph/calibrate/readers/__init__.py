@@ -1,0 +1,1 @@
+"""One file for each kind of data: `open(uri, ...)` yields feeds."""

@@ -1,0 +1,133 @@
+"""Arrays by input name: cut into feeds, and held to what the model's inputs are.
+
+An array of the input's rank is cut along its first axis into feeds of the model's batch size (1 where that is
+dynamic); an array with one axis more holds one feed per index. All inputs must give the same number of feeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fp8graph.base.errors import InputError
+from fp8graph.base.names import did_you_mean
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One graph input: numpy dtype (None where it is no tensor of numbers), dimensions (None where unknown)."""
+
+    name: str
+    dtype: np.dtype[Any] | None
+    dims: tuple[int | None, ...] | None
+    required: bool = True
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How one array becomes feeds."""
+
+    array: Array
+    count: int
+    size: int | None  # elements of the first axis in a feed; None where each index is a whole feed
+    rest: int = 0
+
+    def feed(self, index: int) -> Array:
+        """The feed of this index."""
+        if self.size is None:
+            return np.ascontiguousarray(self.array[index])
+        return np.ascontiguousarray(self.array[index * self.size : (index + 1) * self.size])
+
+
+def cut(arrays: Mapping[str, Array], inputs: Sequence[InputSpec], where: str, batch: int | None) -> dict[str, Cut]:
+    """Every array with how it is cut. Raises InputError FG107 where the data does not fit the model."""
+    specs = {spec.name: spec for spec in inputs}
+    for name in arrays:
+        if name not in specs:
+            raise _unfit(
+                f"the data has an array '{name}', the model has no such input", where, do=did_you_mean(name, specs)
+            )
+    missing = [spec.name for spec in inputs if spec.required and spec.name not in arrays]
+    if missing:
+        raise _unfit(f"the data lacks the input '{missing[0]}'", where, do=f"add an array called '{missing[0]}'")
+    cuts = {name: _cut_one(array, specs[name], where, batch) for name, array in arrays.items()}
+    counts = {name: item.count for name, item in cuts.items()}
+    if len(set(counts.values())) > 1:
+        raise _unfit(
+            "the inputs give different numbers of feeds", where, why=", ".join(f"{k}: {v}" for k, v in counts.items())
+        )
+    if not counts or not next(iter(counts.values())):
+        raise _unfit("the data holds no sample", where, do="give at least one")
+    return cuts
+
+
+def feeds(cuts: Mapping[str, Cut], where: str) -> Iterator[dict[str, Array]]:
+    """The feeds, one after the other; NaN or infinity in one is an InputError FG107 that says where."""
+    for index in range(next(iter(cuts.values())).count):
+        feed = {name: item.feed(index) for name, item in cuts.items()}
+        for name, array in feed.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise _unfit(
+                    f"the input '{name}' holds a NaN or an infinity", f"{where}, sample {index}", do="clean the data"
+                )
+        yield feed
+
+
+def _cut_one(array: Array, spec: InputSpec, where: str, batch: int | None) -> Cut:
+    if spec.dtype is None:
+        raise _unfit(f"the input '{spec.name}' is no tensor of numbers or strings", where)
+    if array.dtype != spec.dtype:
+        array = _same_kind(array, spec, where)
+    if spec.dims is None or array.ndim == len(spec.dims) + 1:
+        _check_dims(array.shape[1:], spec, where)
+        if array.ndim == 0:
+            raise _unfit(f"the input '{spec.name}' is a single number", where, why="the first axis counts the feeds")
+        return Cut(array, array.shape[0], None)
+    if array.ndim != len(spec.dims) or array.ndim == 0:
+        raise _unfit(
+            f"the input '{spec.name}' has rank {array.ndim}",
+            where,
+            why=f"the model wants rank {len(spec.dims)} (cut along the first axis), or one more (one feed per index)",
+        )
+    size = batch or spec.dims[0] or 1
+    if batch is not None and spec.dims[0] not in (None, batch):
+        raise _unfit(
+            f"--batch {batch} does not fit the input '{spec.name}'", where, why=f"its batch size is {spec.dims[0]}"
+        )
+    _check_dims((size, *array.shape[1:]), spec, where)
+    return Cut(array, array.shape[0] // size, size, array.shape[0] % size)
+
+
+def _check_dims(shape: tuple[int, ...], spec: InputSpec, where: str) -> None:
+    if spec.dims is not None and any(
+        want is not None and want != have for want, have in zip(spec.dims, shape, strict=True)
+    ):
+        wanted = "x".join("?" if d is None else str(d) for d in spec.dims)
+        raise _unfit(
+            f"the input '{spec.name}' has the wrong shape",
+            where,
+            why=f"the model wants {wanted}, a feed has {'x'.join(map(str, shape))}",
+        )
+
+
+def _same_kind(array: Array, spec: InputSpec, where: str) -> Array:
+    assert spec.dtype is not None
+    if spec.dtype.kind == "O" and array.dtype.kind in "US":
+        return array.astype(object)
+    if array.dtype.newbyteorder("=") == spec.dtype:
+        return array.astype(spec.dtype)
+    raise _unfit(
+        f"the input '{spec.name}' has type {array.dtype}",
+        where,
+        why=f"the model wants {spec.dtype}",
+        do=f"convert it: array.astype('{spec.dtype}')",
+    )
+
+
+def _unfit(what: str, where: str, why: str = "", do: str = "give data for this model") -> InputError:
+    return InputError(what, where=where, why=why, do=do, code="FG107")

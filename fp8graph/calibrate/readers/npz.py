@@ -1,0 +1,87 @@
+"""Arrays from .npz and .npy files; pickles are never opened, and a header is believed only as far as the file goes."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from fp8graph.base.errors import InputError
+from fp8graph.calibrate.readers.arrays import Array
+
+# A stored array that would be larger than this when unpacked is taken for a bomb, unless the file itself is large.
+_LIMIT = 1 << 34
+_RATIO = 2000
+
+
+def load(path: Path) -> dict[str, Array]:
+    """All arrays of an .npz file by name. Raises InputError FG108 for anything that is none."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if len(set(names)) != len(names):
+                raise _unreadable(path, "it holds one name twice")
+            arrays = {}
+            for info in archive.infolist():
+                if not info.filename.endswith(".npy"):
+                    raise _unreadable(path, f"it holds '{info.filename}', which is no array")
+                if info.file_size > _LIMIT or info.file_size > _RATIO * max(info.compress_size, 1 << 12):
+                    raise _unreadable(path, f"'{info.filename}' claims {info.file_size} bytes: too much for this file")
+                with archive.open(info) as file:
+                    arrays[info.filename.removesuffix(".npy")] = _array(file, info.file_size, path)
+            return arrays
+    except zipfile.BadZipFile as error:
+        raise _unreadable(path, str(error) or "it is no archive of arrays") from error
+    except (OSError, EOFError, ValueError, NotImplementedError, RuntimeError, zipfile.LargeZipFile) as error:
+        raise _unreadable(path, str(error)) from error
+
+
+def load_npy(path: Path) -> Array:
+    """The array of an .npy file. Raises InputError FG108 for anything that is none."""
+    try:
+        with path.open("rb") as file:
+            return _array(file, path.stat().st_size, path)
+    except (OSError, EOFError, ValueError) as error:
+        raise _unreadable(path, str(error)) from error
+
+
+def _array(file: IO[bytes], size: int, path: Path) -> Array:
+    """Reads one array after holding its header against the bytes that are there."""
+    version = np.lib.format.read_magic(file)
+    readers: dict[tuple[int, int], Any] = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    if version not in readers:
+        raise _unreadable(path, f"its array format has version {version}")
+    shape, fortran, dtype = readers[version](file)
+    if dtype.hasobject:
+        raise _unreadable(path, "it holds pickled objects, which are never opened", do="save arrays of numbers")
+    if any(d < 0 for d in shape) or math.prod(shape) * dtype.itemsize > size:
+        raise _unreadable(path, f"its header claims shape {shape}, the file is too short for that")
+    data = file.read(math.prod(shape) * dtype.itemsize)
+    if len(data) != math.prod(shape) * dtype.itemsize:
+        raise _unreadable(path, "it is cut off")
+    file.read(1)  # lets a zip member check its sum
+    array = np.frombuffer(data, dtype)
+    return array.reshape(shape[::-1]).T if fortran else array.reshape(shape)
+
+
+def folder(path: Path) -> Iterator[tuple[str, dict[str, Array]]]:
+    """A folder: one `NAME.npy` per input, or .npz files in the order of their names; arrays by input name for each."""
+    single = sorted(path.glob("*.npy"))
+    many = sorted(path.glob("*.npz"))
+    if bool(single) == bool(many):
+        raise _unreadable(path, "a folder holds either one NAME.npy per input, or .npz files")
+    if single:
+        yield str(path), {file.stem: load_npy(file) for file in single}
+    for file in many:
+        yield str(file), load(file)
+
+
+def _unreadable(path: Path, why: str, do: str = "give .npz or .npy files, or a folder of them") -> InputError:
+    return InputError("the data cannot be read", where=str(path), why=why, do=do, code="FG108")

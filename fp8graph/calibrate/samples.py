@@ -1,0 +1,169 @@
+"""Calibration and comparison data: any number of URIs, arrays or generators, read as feeds of the model."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from fp8graph.base.errors import InputError
+from fp8graph.base.findings import Notes
+from fp8graph.calibrate.readers import npz, random
+from fp8graph.calibrate.readers.arrays import Array, InputSpec, cut, feeds
+
+DEFAULT_RANDOM = 8
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Feeds that can be read again and again. `label` says where they come from; `random` is stamped there."""
+
+    label: str
+    read: Callable[[], Iterator[dict[str, Array]]]
+    count: int | None = None
+
+    def __iter__(self) -> Iterator[dict[str, Array]]:
+        return self.read()
+
+
+def input_specs(model: ir.Model) -> list[InputSpec]:
+    """What the model's inputs are; those with an initialiser may be left out."""
+    specs = []
+    for value in model.graph.inputs:
+        dims = None if value.shape is None else tuple(d if isinstance(d, int) else None for d in value.shape)
+        specs.append(InputSpec(value.name or "", _numpy(value), dims, value.name not in model.graph.initializers))
+    return specs
+
+
+def open_samples(
+    data: Any, model: ir.Model, notes: Notes, *, samples: int | None = None, batch: int | None = None, seed: int = 0
+) -> Samples:
+    """The feeds of `data`: a URI or several, a mapping of arrays, an iterable of feeds, or a function that gives one.
+
+    URIs: `f.npz`, `f.npy` (models with one input), a folder, `random`. Only the first `samples` are read. Raises
+    InputError FG107 (does not fit the model) or FG108 (cannot be read).
+    """
+    specs = input_specs(model)
+    label, read = _reader(data, specs, notes, samples, batch, seed)
+
+    def limited() -> Iterator[dict[str, Array]]:
+        return itertools.islice(read(), samples)
+
+    return Samples(label, limited, samples)
+
+
+def _reader(
+    data: Any, specs: list[InputSpec], notes: Notes, samples: int | None, batch: int | None, seed: int
+) -> tuple[str, Callable[[], Iterator[dict[str, Array]]]]:
+    if isinstance(data, (str, Path)):
+        data = [data]
+    if isinstance(data, Mapping):
+        arrays = {str(name): np.asarray(array) for name, array in data.items()}
+        return f"arrays {_digest(arrays)}", lambda: _cut_feeds("the arrays given", arrays, specs, notes, batch)
+    if isinstance(data, Sequence) and all(isinstance(item, (str, Path)) for item in data):
+        if [str(item) for item in data] == ["random"]:
+            count = samples or DEFAULT_RANDOM
+            notes.add(
+                "FG121",
+                "",
+                f"the scales come from random data (seed {seed}): they say nothing about real inputs",
+                severity="warning",
+            )
+            return f"random, seed {seed}, {count} samples", lambda: random.feeds(specs, count, seed, batch)
+        paths = [Path(item) for item in data]
+        for path in paths:
+            if not path.exists():
+                raise InputError(
+                    "the data does not exist", where=str(path), do="check the path after --data", code="FG108"
+                )
+        return ", ".join(path.name for path in paths), lambda: _from_paths(paths, specs, notes, batch)
+    if callable(data):
+        return "function", lambda: _checked(data(), specs)
+    if isinstance(data, Iterable):
+        held = list(data)
+        return "feeds", lambda: _checked(held, specs)
+    raise InputError(
+        f"a {type(data).__name__} is no data",
+        do="give a path, arrays by input name, or an iterable of feeds",
+        code="FG108",
+    )
+
+
+def _from_paths(
+    paths: list[Path], specs: list[InputSpec], notes: Notes, batch: int | None
+) -> Iterator[dict[str, Array]]:
+    for path in paths:
+        if path.is_dir():
+            for where, arrays in npz.folder(path):
+                yield from _cut_feeds(where, arrays, specs, notes, batch)
+        elif path.suffix == ".npy":
+            required = [spec for spec in specs if spec.required]
+            if len(required) != 1:
+                raise InputError(
+                    "an .npy file fits a model with one input",
+                    where=str(path),
+                    why=f"this one has {len(required)}",
+                    code="FG107",
+                )
+            yield from _cut_feeds(str(path), {required[0].name: npz.load_npy(path)}, specs, notes, batch)
+        else:
+            yield from _cut_feeds(str(path), npz.load(path), specs, notes, batch)
+
+
+def _cut_feeds(
+    where: str, arrays: Mapping[str, Array], specs: list[InputSpec], notes: Notes, batch: int | None
+) -> Iterator[dict[str, Array]]:
+    cuts = cut(arrays, specs, where, batch)
+    for name, item in cuts.items():
+        if item.rest:
+            notes.add(
+                "FG122",
+                "",
+                f"{where}: {item.rest} samples of '{name}' do not fill a batch and are left out",
+                severity="warning",
+            )
+    return feeds(cuts, where)
+
+
+def _checked(items: Iterable[Any], specs: list[InputSpec]) -> Iterator[dict[str, Array]]:
+    """Feeds from a user's code: each is a whole feed already."""
+    for index, item in enumerate(items):
+        if not isinstance(item, Mapping):
+            raise InputError(
+                "a feed is a mapping of arrays by input name",
+                where=f"sample {index}",
+                why=f"got {type(item).__name__}",
+                code="FG107",
+            )
+        stacked = {str(name): np.asarray(array)[None] for name, array in item.items()}
+        loose = [InputSpec(s.name, s.dtype, s.dims, s.required) for s in specs]
+        yield from feeds(cut(stacked, loose, f"sample {index}", None), f"sample {index}")
+
+
+def _digest(arrays: Mapping[str, Array]) -> str:
+    sha = hashlib.sha256()
+    for name in sorted(arrays):
+        sha.update(name.encode() + str(arrays[name].dtype).encode() + str(arrays[name].shape).encode())
+        sha.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return sha.hexdigest()[:16]
+
+
+def _numpy(value: ir.Value) -> np.dtype[Any] | None:
+    if value.dtype is None or not isinstance(value.type, ir.TensorType):
+        return None
+    if value.dtype == ir.DataType.STRING:
+        return np.dtype(object)
+    if value.dtype == ir.DataType.BFLOAT16:
+        return np.dtype(ml_dtypes.bfloat16)
+    try:
+        found = np.dtype(value.dtype.numpy())
+        return found
+    except TypeError:
+        return None

@@ -1,0 +1,1 @@
+"""Floor 7: how far two models lie apart."""

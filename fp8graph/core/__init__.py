@@ -1,0 +1,1 @@
+"""Floor 5: the three kinds of pass, planning, the pipeline, legality."""

@@ -1,0 +1,73 @@
+"""Attention written out: two products around a Softmax. One matcher for planning, folding and checking."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from fp8graph.graph import walk
+from fp8graph.graph.tensors import is_constant
+
+# Between the scores' product and Softmax: scales, masks, casts, soft capping.
+_BEFORE = frozenset({"Mul", "Div", "Add", "Sub", "Where", "Cast", "Identity", "Tanh", "Reshape", "Max", "Min"})
+# Between Softmax and the second product: casts, dropout, the guard against rows that are masked throughout.
+_AFTER = frozenset({"Cast", "Dropout", "Identity", "Where", "Reshape"})
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One attention: `scores` = Q K^T, `softmax`, `context` = P V; `probability_slot` is P's slot in `context`."""
+
+    scores: ir.Node
+    softmax: ir.Node
+    context: ir.Node
+    probability_slot: int
+
+
+def find(model: ir.Model) -> Iterator[Attention]:
+    """Every written-out attention of the model, bodies and functions included, in graph order."""
+    for place in walk.walk(model):
+        if place.node.op_type != "Softmax" or place.node.domain not in ("", "ai.onnx"):
+            continue
+        scores = _scores(place.node.inputs[0])
+        found = _context(place.node.outputs[0])
+        if scores is not None and found is not None:
+            yield Attention(scores, place.node, *found)
+
+
+def _product(node: ir.Node) -> bool:
+    return node.op_type == "MatMul" and not any(is_constant(value) for value in node.inputs)
+
+
+def _scores(value: ir.Value | None) -> ir.Node | None:
+    """Walks up from Softmax along the operand that is no constant, to the product of two activations."""
+    stack, seen = [value], 0
+    while stack and seen < 32:
+        value = stack.pop()
+        node = value.producer() if value is not None else None
+        seen += 1
+        if node is None:
+            continue
+        if _product(node):
+            return node
+        if node.op_type in _BEFORE:
+            # Masks are operands, too; the scores are the first operand that leads to a product.
+            operands = node.inputs[1:] if node.op_type == "Where" else node.inputs
+            stack.extend(operand for operand in reversed(operands) if operand is not None and not is_constant(operand))
+    return None
+
+
+def _context(value: ir.Value) -> tuple[ir.Node, int] | None:
+    """Walks down from Softmax to the product that has the probabilities as an operand."""
+    stack, seen = [value], 0
+    while stack and seen < 16:
+        current = stack.pop()
+        seen += 1
+        for user, slot in current.uses():
+            if _product(user):
+                return user, slot
+            if user.op_type in _AFTER:
+                stack.extend(user.outputs[:1])
+    return None

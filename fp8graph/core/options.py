@@ -1,0 +1,107 @@
+"""What a user asks of the planner, beside the recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from fp8graph.base.errors import UsageError
+from fp8graph.base.names import OpPattern, did_you_mean
+from fp8graph.data.recipe import HighChoice, Recipe
+
+
+@dataclass(frozen=True)
+class Options:
+    """Selections by the names that people type; None means the recipe's default.
+
+    op_types_to_quantize    only these op types
+    op_types_to_exclude     these stay in high precision
+    nodes_to_quantize       patterns of ops that are to be quantized: a wish that the target may refuse with status 2
+    nodes_to_exclude        patterns of ops that stay
+    fp8_everywhere          also where it does not pay
+    attention               `off` keeps the products of attention
+    high_precision_dtype    type of the high-precision part
+    """
+
+    op_types_to_quantize: tuple[str, ...] | None = None
+    op_types_to_exclude: tuple[str, ...] | None = None
+    nodes_to_quantize: tuple[str, ...] | None = None
+    nodes_to_exclude: tuple[str, ...] | None = None
+    fp8_everywhere: bool = False
+    attention: Literal["auto", "off"] = "auto"
+    high_precision_dtype: HighChoice | None = None
+
+    def __post_init__(self) -> None:
+        if self.attention not in ("auto", "off"):
+            raise UsageError(
+                f"--attention takes auto or off, not '{self.attention}'", where="--attention", code="FG100"
+            )
+        if self.high_precision_dtype not in (None, "keep", "fp32", "fp16", "bf16"):
+            raise UsageError(
+                f"'{self.high_precision_dtype}' is no high-precision type",
+                where="--high-precision-dtype",
+                do="choose fp16, bf16, fp32 or keep",
+                code="FG100",
+            )
+
+    def asked(self) -> dict[str, Any]:
+        """Those options that the user gave, as a plain mapping for the plan."""
+        out: dict[str, Any] = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if value != item.default:
+                out[item.name] = list(value) if isinstance(value, tuple) else value
+        return out
+
+
+class Selection:
+    """The patterns of options and recipe, each held to match something in the model."""
+
+    def __init__(self, options: Options, recipe: Recipe) -> None:
+        self.exclude = _patterns(options.nodes_to_exclude, "--nodes-to-exclude")
+        self.quantize = _patterns(options.nodes_to_quantize, "--nodes-to-quantize")
+        self.keep = [
+            (pattern, line)
+            for line in recipe.keep
+            for pattern in _patterns(line.ops, f"recipe {recipe.name}: keep.ops")
+        ]
+        self.types = {
+            "--op-types-to-quantize": options.op_types_to_quantize,
+            "--op-types-to-exclude": options.op_types_to_exclude,
+        }
+
+    def check(self, ops: list[tuple[str, str, str]]) -> None:
+        """Raises UsageError FG109 for the first pattern that matches none of `ops` (key, name, op type)."""
+        groups = (
+            ("--nodes-to-exclude", self.exclude),
+            ("--nodes-to-quantize", self.quantize),
+            ("recipe", [p for p, _ in self.keep]),
+        )
+        for where, patterns in groups:
+            for pattern in patterns:
+                if not any(pattern.matches(*op) for op in ops):
+                    known = {key for key, _, _ in ops} | {name for _, name, _ in ops if name}
+                    raise UsageError(
+                        f"the pattern '{pattern.text}' matches no op",
+                        where=where,
+                        why="it is held against op keys and node names",
+                        do=did_you_mean(pattern.body, known),
+                        code="FG109",
+                    )
+        known_types = {op_type for _, _, op_type in ops}
+        for where, types in self.types.items():
+            for op_type in types or ():
+                if op_type not in known_types:
+                    raise UsageError(
+                        f"the model has no op of type '{op_type}'",
+                        where=where,
+                        do=did_you_mean(op_type, known_types),
+                        code="FG109",
+                    )
+
+
+def _patterns(texts: tuple[str, ...] | None, where: str) -> list[OpPattern]:
+    try:
+        return [OpPattern(text) for text in texts or ()]
+    except ValueError as error:
+        raise UsageError("a pattern cannot be read", where=where, why=str(error), code="FG109") from error

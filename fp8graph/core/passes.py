@@ -1,0 +1,103 @@
+"""The three kinds of pass. All are frozen dataclasses whose fields are their options.
+
+PlanRule      has an opinion on one op: quantize or keep, and why. Never changes the model, never sees data.
+RewritePass   edits a model in one stage and says how exact it is.
+Repair        names the statistics it needs and solves for numbers that go into the plan.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from fp8graph.core.context import Context, OpView
+
+
+class Stage(IntEnum):
+    """When a rewriting pass runs; stages must not go backwards in a pipeline."""
+
+    NORMALIZE = 1
+    QUANTIZE = 2
+    FOLD = 3
+    LEGALIZE = 4
+    CLEAN = 5
+
+
+@dataclass(frozen=True)
+class Exact:
+    """The outputs stay equal bit for bit where the runtime computes each op alone."""
+
+
+@dataclass(frozen=True)
+class Ulps:
+    """Each rewritten value moves by at most `n` units in the last place of its type."""
+
+    n: int
+
+
+@dataclass(frozen=True)
+class Approximate:
+    """The outputs change more than by rounding; `why` says what for."""
+
+    why: str
+
+
+Exactness = Exact | Ulps | Approximate
+
+
+def pass_name(cls: type) -> str:
+    """`FoldReluScale` is called `fold-relu-scale`; runs of capitals stay together (`InsertQDQ` -> `insert-qdq`)."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", cls.__name__).lower()
+
+
+class RewritePass(ABC):
+    """Edits a model through `fp8graph.graph.edit`.
+
+    stage   when it runs
+    exact   what it promises about the outputs; `fp8graph.testing.check_pass` holds it to that
+    """
+
+    stage: ClassVar[Stage]
+    exact: ClassVar[Exactness]
+
+    @property
+    def name(self) -> str:
+        """The pass's name in recipes and on the command line."""
+        return pass_name(type(self))
+
+    @abstractmethod
+    def rewrite(self, model: ir.Model, ctx: Context) -> int:
+        """Edits `model` in place and returns the number of changes; 0 means that nothing was touched."""
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What a rule thinks of an op: `do` it and why, with a code of `fp8graph.base.codes`."""
+
+    do: Literal["quantize", "keep"]
+    code: str
+    text: str
+
+
+class PlanRule(ABC):
+    """Has an opinion on one op, or none.
+
+    firm   also asked where FP8 is wanted everywhere; False for rules about what pays or costs accuracy
+    """
+
+    firm: ClassVar[bool] = False
+
+    @property
+    def name(self) -> str:
+        """The rule's name in recipes and in reasons."""
+        return pass_name(type(self))
+
+    @abstractmethod
+    def decide(self, op: OpView, ctx: Context) -> Opinion | None:
+        """The opinion on `op`; None asks the next rule. Reads weights if it must, never changes the model."""

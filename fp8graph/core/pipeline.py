@@ -1,0 +1,107 @@
+"""Runs passes, and holds each to what its class promises."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from fp8graph.base.errors import Fp8GraphError, PassContractError
+from fp8graph.core.context import Context
+from fp8graph.core.passes import RewritePass, Stage
+from fp8graph.graph import walk
+from fp8graph.graph.protos import weightless
+
+log = logging.getLogger(__name__)
+
+
+class Pipeline:
+    """Rewriting passes in order. Passes of one stage keep their order; a stage never comes after a later one.
+
+    `Pipeline([...])(model)` runs on any model that `fp8graph.graph.load` takes and returns the same kind; the
+    caller's object is not changed.
+    """
+
+    def __init__(self, passes: Iterable[RewritePass | str]) -> None:
+        from fp8graph.core import registry
+
+        made = [registry.create(item) if isinstance(item, str) else item for item in passes]
+        for item in made:
+            if not isinstance(item, RewritePass):
+                raise PassContractError(f"{type(item).__name__} is no RewritePass", code="FG901")
+        self.passes: tuple[RewritePass, ...] = tuple(
+            sorted((p for p in made if isinstance(p, RewritePass)), key=lambda p: p.stage)
+        )
+
+    def __call__(self, model: Any, ctx: Context | None = None, *, verify: bool = False) -> Any:
+        """Runs all passes on a copy of `model` and returns the same kind of object."""
+        from fp8graph.core.bare import run_bare
+
+        return run_bare(self, model, ctx, verify=verify)
+
+    def run(
+        self, model: ir.Model, ctx: Context, stages: Sequence[Stage] = tuple(Stage), *, verify: bool = False
+    ) -> int:
+        """Runs the passes of these stages in place and returns the number of changes.
+
+        Raises PassContractError where a pass changes the interface, loses a planned key, or changes what it says it
+        did not; with `verify` also where the result is no valid ONNX.
+        """
+        changes = 0
+        for item in self.passes:
+            if item.stage in stages:
+                changes += _run_one(item, model, ctx, verify=verify)
+        return changes
+
+
+def _run_one(item: RewritePass, model: ir.Model, ctx: Context, *, verify: bool) -> int:
+    interface, count = _interface(model), _count(model)
+    try:
+        changed = item.rewrite(model, ctx)
+    except Fp8GraphError:
+        raise
+    except Exception as error:
+        raise PassContractError(
+            f"the pass {item.name} failed",
+            why=f"{type(error).__name__}: {error}",
+            do="report it with the model",
+            code="FG901",
+        ) from error
+    if _interface(model) != interface:
+        raise PassContractError(f"the pass {item.name} changed the model's inputs or outputs", code="FG901")
+    if changed == 0 and _count(model) != count:
+        raise PassContractError(f"the pass {item.name} changed the model and says that it did not", code="FG901")
+    if ctx.plan is not None:
+        here = {place.key for place in walk.walk(model)}
+        lost = [key for key, _ in ctx.plan.quantized() if key not in here]
+        if lost:
+            raise PassContractError(f"the pass {item.name} lost the planned op '{lost[0]}'", code="FG901")
+    if changed:
+        ctx.facts = None
+        log.debug("%s: %d changes", item.name, changed)
+        if verify:
+            _verify(item, model)
+    return changed
+
+
+def _interface(model: ir.Model) -> list[Any]:
+    return [
+        [(v.name, str(v.type), str(v.shape)) for v in values] for values in (model.graph.inputs, model.graph.outputs)
+    ]
+
+
+def _count(model: ir.Model) -> tuple[int, int]:
+    return sum(1 for _ in walk.walk(model)), len(model.graph.initializers)
+
+
+def _verify(item: RewritePass, model: ir.Model) -> None:
+    proto, _ = weightless(model)
+    try:
+        onnx.checker.check_model(proto)
+    except Exception as error:  # the checker raises its own and bare errors
+        raise PassContractError(
+            f"after the pass {item.name} the model is no valid ONNX", why=str(error), code="FG901"
+        ) from error

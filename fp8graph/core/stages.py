@@ -1,0 +1,81 @@
+"""The stages of one optimization: each takes a type of `graph.stages` and hands on the next."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
+
+from fp8graph.base.errors import InputError, InternalError
+from fp8graph.base.progress import stage
+from fp8graph.core.check import check
+from fp8graph.core.context import Context
+from fp8graph.core.facts import Facts
+from fp8graph.core.passes import Stage
+from fp8graph.core.pipeline import Pipeline
+from fp8graph.core.planner import COMPUTE
+from fp8graph.data.plan import Plan, Shapes
+from fp8graph.graph import keys, protos, walk
+from fp8graph.graph.stages import Legal, Normalized, Quantized, Source
+
+
+def normalize(source: Source, pipeline: Pipeline, ctx: Context, *, verify: bool = False) -> Normalized:
+    """Runs the NORMALIZE passes on the model, names every output, and gives every op its key.
+
+    Functions that hold an op which could be quantized are inlined: a function holds no initializers, so neither
+    codes nor scales could lie in it. Consumes the source's model.
+    """
+    model = source.model
+    with stage(ctx.progress, "normalizing"):
+        if any(place.scope.startswith("fn:") and place.node.op_type in COMPUTE for place in walk.walk(model)):
+            InlinePass()(model)
+        keys.name_everything(model)
+        protos.infer_types(model)
+        if pipeline.run(model, ctx, (Stage.NORMALIZE,), verify=verify):
+            keys.name_everything(model)
+            protos.infer_types(model)
+        keys.write_keys(model)
+    return Normalized(model, source, keys.structure_digest(model))
+
+
+def facts_for(normalized: Normalized, shapes: Shapes) -> Facts:
+    """Facts under the least shapes of the profiles, which is where legality is tightest."""
+    least = {name: profile.min for name, profile in shapes.items()}
+    return Facts(normalized.model, protos.concrete_shapes(normalized.model, least) if least else {})
+
+
+def fits(plan: Plan, normalized: Normalized) -> Plan:
+    """The plan, where it was made for this structure. Raises InputError FG110 that names the first difference."""
+    if plan.structure == normalized.structure:
+        return plan
+    here = {place.key for place in walk.walk(normalized.model)}
+    lost = next((key for key in plan.ops if key not in here), None)
+    new = next((key for key in here if key not in plan.ops), None)
+    why = f"the plan has an op '{lost}', the model has none" if lost else ""
+    why = why or (f"the model has an op '{new}', the plan has none" if new else "shapes or attributes differ")
+    raise InputError("the plan was made for another model", why=why, do="make a plan for this model", code="FG110")
+
+
+def quantize(normalized: Normalized, pipeline: Pipeline, ctx: Context, *, verify: bool = False) -> Quantized:
+    """Runs the QUANTIZE and FOLD passes: Q/DQ and casts are in, weights still lazy. Consumes the normalized model."""
+    with stage(ctx.progress, "quantizing"):
+        pipeline.run(normalized.model, ctx, (Stage.QUANTIZE, Stage.FOLD), verify=verify)
+    return Quantized(normalized.model, normalized.source)
+
+
+def legalize(quantized: Quantized, pipeline: Pipeline, ctx: Context, *, verify: bool = False) -> Legal:
+    """Runs the LEGALIZE and CLEAN passes and checks the result. A finding of severity `error` in our own work is
+    InternalError FG390: planning should have known."""
+    model: ir.Model = quantized.model
+    with stage(ctx.progress, "legalizing"):
+        pipeline.run(model, ctx, (Stage.LEGALIZE, Stage.CLEAN), verify=verify)
+        keys.name_everything(model)
+        for finding in check(model, ctx.target):
+            if finding.severity == "error":
+                raise InternalError(
+                    f"the result breaks a rule of the target: {finding.text}",
+                    where=f"op {finding.op}",
+                    why=finding.code,
+                    code="FG390",
+                )
+            ctx.notes.add(finding.code, finding.op, finding.text, severity=finding.severity, do=finding.do)
+    return Legal(model, quantized.source)

@@ -1,0 +1,56 @@
+"""How far the outputs of two models lie apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+KIND, VERSION = "comparison", 1
+
+
+@dataclass(frozen=True)
+class OutputDifference:
+    """One output over all samples.
+
+    sqnr_db   10 log10(sum ref^2 / sum (ref - other)^2); None where the outputs are equal or not floating
+    cosine    None where a side is all zero or not floating
+    max_abs   largest absolute difference; None for strings
+    """
+
+    sqnr_db: float | None
+    cosine: float | None
+    max_abs: float | None
+    new_nonfinite: int = 0
+    equal: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """The difference as a document's part; JSON has no infinity, so it is left out as null."""
+        return {
+            "sqnr_db": self.sqnr_db,
+            "cosine": self.cosine,
+            "max_abs": self.max_abs,
+            "new_nonfinite": self.new_nonfinite,
+            "equal": self.equal,
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The outputs of two models on the same samples.
+
+    problems   outputs that are missing or of another shape or type, NaN or infinities where there were none
+    """
+
+    outputs: Mapping[str, OutputDifference]
+    samples: int
+    problems: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The comparison as a document."""
+        return {
+            "schema": f"fp8graph.{KIND}/{VERSION}",
+            "samples": self.samples,
+            "outputs": {name: item.to_json() for name, item in self.outputs.items()},
+            "problems": list(self.problems),
+        }

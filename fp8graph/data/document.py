@@ -1,0 +1,50 @@
+"""What all documents share: the schema tag, and reading that refuses instead of guessing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fp8graph.base import files
+from fp8graph.base.errors import InputError
+
+
+def check_schema(document: Any, kind: str, version: int, where: str) -> dict[str, Any]:
+    """The document, where it is of this kind and major version; else InputError FG111 with advice."""
+    if not isinstance(document, dict) or not isinstance(document.get("schema"), str):
+        raise InputError(
+            f"this is no fp8graph {kind}",
+            where=where,
+            why="it holds no 'schema'",
+            do=f"give a {kind} file",
+            code="FG111",
+        )
+    name, _, number = document["schema"].partition("/")
+    if name != f"fp8graph.{kind}":
+        raise InputError(
+            f"a {kind} was expected", where=where, why=f"its schema is '{document['schema']}'", code="FG111"
+        )
+    if number != str(version):
+        newer = number.isdigit() and int(number) > version
+        raise InputError(
+            f"this {kind} has version {number}, this fp8graph reads version {version}",
+            where=where,
+            do="update fp8graph" if newer else "write the document anew",
+            code="FG111",
+        )
+    return document
+
+
+def load_json(path: Path, what: str) -> Any:
+    """The JSON value in a file. Raises InputError FG111 where it is missing or no JSON."""
+    try:
+        return json.loads(files.read_text(path, what))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{what} is no JSON document", where=str(path), why=str(error), code="FG111") from error
+
+
+def malformed(kind: str, where: str, error: Exception) -> InputError:
+    """The error for a document whose inside is not what its schema says."""
+    why = f"missing entry {error}" if isinstance(error, KeyError) else str(error)
+    return InputError(f"the {kind} is damaged", where=where, why=why, do="write it anew", code="FG111")

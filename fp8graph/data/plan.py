@@ -1,0 +1,243 @@
+"""The plan: for every op of the normalized graph what is done, why, and every number that data has found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
+
+from fp8graph.base.canon import shortest_float32
+from fp8graph.data.document import check_schema, malformed
+from fp8graph.formats.spec import Granularity
+
+OpKey = str
+Origin = Literal["computed", "observed", "given", "dynamic"]
+Do = Literal["quantize", "keep"]
+High = Literal["fp32", "fp16", "bf16"]
+KIND, VERSION = "plan", 1
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why an op is treated as it is. `by`: the rule, recipe line, user option or target row that decided."""
+
+    code: str
+    by: str
+    text: str
+
+    def __post_init__(self) -> None:
+        if not (self.code and self.by and self.text):
+            raise ValueError("a reason has a code, a source and a text")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Where a scale comes from, and its number where it has one.
+
+    origin    computed: derived from the weight anew at each rewriting; observed: from calibration data, `value` is
+              None until the plan is settled; given: came with the model or follows from the op (softmax); dynamic:
+              computed in the graph.
+    rule      how the number is found, such as `amax`.
+    value     float32, > 0; None for `computed` and `dynamic`.
+    """
+
+    origin: Origin
+    rule: str
+    value: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.origin not in get_args(Origin):
+            raise ValueError(f"unknown origin '{self.origin}'")
+        if self.value is not None and not (math.isfinite(self.value) and self.value > 0):
+            raise ValueError(f"a scale is finite and positive, not {self.value}")
+        if self.origin in ("computed", "dynamic") and self.value is not None:
+            raise ValueError(f"a {self.origin} scale holds no number")
+        if self.origin == "given" and self.value is None:
+            raise ValueError("a given scale holds its number")
+
+
+@dataclass(frozen=True)
+class Quant:
+    """One quantized tensor: format x granularity x scale. Equal Quants share one Q/DQ pair.
+
+    `value` is the tensor's name in the normalized graph, with its scope where it lies in a body.
+    """
+
+    value: str
+    format: str
+    granularity: Granularity
+    scale: Scale
+
+    @property
+    def settled(self) -> bool:
+        """Whether no number is missing."""
+        return self.scale.origin != "observed" or self.scale.value is not None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is done with one op. `inputs` maps input slots to what is quantized there (empty where `do` is keep);
+    `high` is the type of its high-precision part; `group` names the ops it was decided with, or is empty."""
+
+    op_type: str
+    name: str
+    do: Do
+    why: Reason
+    high: High = "fp32"
+    inputs: Mapping[int, Quant] = field(default_factory=dict)
+    group: str = ""
+
+    def __post_init__(self) -> None:
+        if self.do not in get_args(Do) or self.high not in get_args(High):
+            raise ValueError(f"unknown decision '{self.do}' or type '{self.high}'")
+        if (self.do == "quantize") != bool(self.inputs):
+            raise ValueError("an op is quantized exactly when some input is")
+
+    def kept(self, why: Reason) -> Decision:
+        """The same op in high precision."""
+        return replace(self, do="keep", why=why, inputs={})
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The shapes of one graph input: least, most usual, largest."""
+
+    min: tuple[int, ...]
+    opt: tuple[int, ...]
+    max: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.min) == len(self.opt) == len(self.max):
+            raise ValueError("the three shapes of a profile have one rank")
+        if any(not 0 <= low <= mid <= high for low, mid, high in zip(self.min, self.opt, self.max, strict=True)):
+            raise ValueError(f"min <= opt <= max does not hold for {self.min}, {self.opt}, {self.max}")
+
+
+Shapes = Mapping[str, Profile]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All decisions about one model structure for one target.
+
+    structure   digest of ops, shapes and attributes of the normalized graph, weights left out: a plan survives
+                fine-tuning
+    target      as asked, such as `tensorrt-rtx:sm89`
+    recipe      the recipe as resolved, a plain mapping (`Recipe.to_json`)
+    asked       what the user asked for, beside it: options by their names
+    shapes      the profiles that the plan was made for
+    ops         every op of the normalized graph exactly once, in graph order
+    data        where the observed numbers come from: `random` is stamped here
+    """
+
+    structure: str
+    target: str
+    recipe: Mapping[str, Any]
+    ops: Mapping[OpKey, Decision]
+    shapes: Shapes = field(default_factory=dict)
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    data: str = ""
+
+    def quantized(self) -> Iterator[tuple[OpKey, Decision]]:
+        """Ops that are quantized, in graph order."""
+        return ((key, op) for key, op in self.ops.items() if op.do == "quantize")
+
+    def kept(self) -> Iterator[tuple[OpKey, Decision]]:
+        """Ops that stay in high precision, in graph order."""
+        return ((key, op) for key, op in self.ops.items() if op.do == "keep")
+
+    def quants(self) -> Iterator[Quant]:
+        """Every distinct Quant once, in graph order."""
+        return iter(dict.fromkeys(quant for _, op in self.quantized() for quant in op.inputs.values()))
+
+    @property
+    def settled(self) -> bool:
+        """Whether no number is missing, so that the plan can be carried out without data."""
+        return all(quant.settled for quant in self.quants())
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as a document."""
+        return {
+            "schema": f"fp8graph.{KIND}/{VERSION}",
+            "structure": self.structure,
+            "target": self.target,
+            "data": self.data,
+            "asked": dict(self.asked),
+            "recipe": dict(self.recipe),
+            "shapes": {
+                name: {"min": list(p.min), "opt": list(p.opt), "max": list(p.max)} for name, p in self.shapes.items()
+            },
+            "ops": {key: _decision_to_json(op) for key, op in self.ops.items()},
+        }
+
+    @staticmethod
+    def from_json(document: Any, where: str = "plan") -> Plan:
+        """Reads a plan document. Raises InputError FG111 for anything that is not one."""
+        document = check_schema(document, KIND, VERSION, where)
+        try:
+            return Plan(
+                structure=str(document["structure"]),
+                target=str(document["target"]),
+                recipe=dict(document["recipe"]),
+                asked=dict(document["asked"]),
+                data=str(document["data"]),
+                shapes={
+                    str(name): Profile(*(tuple(int(d) for d in item[which]) for which in ("min", "opt", "max")))
+                    for name, item in document["shapes"].items()
+                },
+                ops={str(key): _decision_from_json(item) for key, item in document["ops"].items()},
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise malformed(KIND, where, error) from error
+
+
+def _decision_to_json(op: Decision) -> dict[str, Any]:
+    item: dict[str, Any] = {
+        "op_type": op.op_type,
+        "name": op.name,
+        "do": op.do,
+        "high": op.high,
+        "why": {"code": op.why.code, "by": op.why.by, "text": op.why.text},
+    }
+    if op.group:
+        item["group"] = op.group
+    if op.inputs:
+        item["inputs"] = {str(slot): _quant_to_json(quant) for slot, quant in sorted(op.inputs.items())}
+    return item
+
+
+def _quant_to_json(quant: Quant) -> dict[str, Any]:
+    scale: dict[str, Any] = {"origin": quant.scale.origin, "rule": quant.scale.rule}
+    if quant.scale.value is not None:
+        scale["value"] = shortest_float32(quant.scale.value)
+    return {
+        "value": quant.value,
+        "format": quant.format,
+        "granularity": quant.granularity.to_json(),
+        "scale": scale,
+    }
+
+
+def _decision_from_json(item: Mapping[str, Any]) -> Decision:
+    why = item["why"]
+    return Decision(
+        op_type=str(item["op_type"]),
+        name=str(item["name"]),
+        do=item["do"],
+        high=item["high"],
+        why=Reason(str(why["code"]), str(why["by"]), str(why["text"])),
+        group=str(item.get("group", "")),
+        inputs={int(slot): _quant_from_json(quant) for slot, quant in item.get("inputs", {}).items()},
+    )
+
+
+def _quant_from_json(item: Mapping[str, Any]) -> Quant:
+    scale = item["scale"]
+    value = scale.get("value")
+    return Quant(
+        value=str(item["value"]),
+        format=str(item["format"]),
+        granularity=Granularity.from_json(item["granularity"]),
+        scale=Scale(scale["origin"], str(scale["rule"]), None if value is None else float(value)),
+    )

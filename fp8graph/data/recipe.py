@@ -1,0 +1,208 @@
+"""Recipes: one policy each, as TOML. A recipe never names code, outside paths or the network."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from fp8graph.base.errors import UsageError
+from fp8graph.base.names import did_you_mean
+
+HighChoice = Literal["keep", "fp32", "fp16", "bf16"]
+_TABLES = {
+    "": {"schema", "name", "summary", "extends", "quantize", "high", "rules", "passes", "keep"},
+    "quantize": {"ops", "activations", "weights", "costly"},
+    "quantize.activations": {"format", "per", "scale"},
+    "quantize.weights": {"format", "per", "scale"},
+    "high": {"dtype"},
+    "keep": {"ops", "why"},
+}
+
+
+@dataclass(frozen=True)
+class TensorPolicy:
+    """How one kind of tensor is quantized. `per`: `tensor` or `channel`; `scale`: the rule, such as `amax`."""
+
+    format: str
+    per: Literal["tensor", "channel"]
+    scale: str
+
+
+@dataclass(frozen=True)
+class KeepLine:
+    """Patterns of ops that stay in high precision, and why the user says so."""
+
+    ops: tuple[str, ...]
+    why: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A resolved recipe.
+
+    ops          op types that are quantized unless something speaks against it
+    costly       whether ops that run in FP8 but do not pay are quantized, too
+    high         type of the high-precision part; `keep` leaves the model's own
+    rules        plan rules in the order in which they are asked
+    passes       rewriting passes in the order in which they run
+    keep         pattern lines
+    """
+
+    name: str
+    summary: str
+    ops: tuple[str, ...]
+    activations: TensorPolicy
+    weights: TensorPolicy
+    costly: bool
+    high: HighChoice
+    rules: tuple[str, ...]
+    passes: tuple[str, ...]
+    keep: tuple[KeepLine, ...] = field(default=())
+
+    def to_json(self) -> dict[str, Any]:
+        """The resolved recipe as a plain mapping; `Recipe.from_mapping` reads it back."""
+        return {
+            "schema": "fp8graph.recipe/1",
+            "name": self.name,
+            "summary": self.summary,
+            "quantize": {
+                "ops": list(self.ops),
+                "costly": self.costly,
+                "activations": vars(self.activations).copy(),
+                "weights": vars(self.weights).copy(),
+            },
+            "high": {"dtype": self.high},
+            "rules": list(self.rules),
+            "passes": list(self.passes),
+            "keep": [{"ops": list(line.ops), "why": line.why} for line in self.keep],
+        }
+
+    @staticmethod
+    def from_mapping(table: Mapping[str, Any], where: str) -> Recipe:
+        """Reads a resolved table. Raises UsageError FG140 naming the path of the key that is wrong."""
+        _known_keys(table, where)
+        try:
+            quantize = table["quantize"]
+            return Recipe(
+                name=_text(table, "name", where),
+                summary=_text(table, "summary", where),
+                ops=_texts(quantize, "ops", f"{where}: quantize"),
+                activations=_policy(quantize, "activations", where),
+                weights=_policy(quantize, "weights", where),
+                costly=bool(quantize.get("costly", False)),
+                high=_one_of(table.get("high", {}).get("dtype", "keep"), ("keep", "fp32", "fp16", "bf16"), where),
+                rules=_texts(table, "rules", where),
+                passes=_texts(table, "passes", where),
+                keep=tuple(
+                    KeepLine(_texts(line, "ops", where), _text(line, "why", where)) for line in table.get("keep", [])
+                ),
+            )
+        except KeyError as error:
+            raise _wrong(f"the recipe lacks {error}", where) from error
+        except (TypeError, AttributeError) as error:
+            raise _wrong(f"a table of the recipe has the wrong shape: {error}", where) from error
+
+
+def names() -> list[str]:
+    """Names of the packaged recipes."""
+    return sorted(
+        entry.name.removesuffix(".toml")
+        for entry in resources.files("fp8graph.recipes").iterdir()
+        if entry.name.endswith(".toml")
+    )
+
+
+def load(name_or_path: str) -> Recipe:
+    """A packaged recipe by its name, or a TOML file. Raises UsageError (unknown name, unknown key, wrong value)."""
+    table, where = _table(name_or_path)
+    if "extends" in table:
+        base, _ = _table(str(table["extends"]))
+        if "extends" in base:
+            raise _wrong(f"'{table['extends']}' extends another recipe; one step is allowed", where)
+        table = _merged(base, {key: value for key, value in table.items() if key != "extends"})
+    return Recipe.from_mapping(table, where)
+
+
+def _table(name_or_path: str) -> tuple[dict[str, Any], str]:
+    packaged = names()
+    if name_or_path in packaged:
+        text = resources.files("fp8graph.recipes").joinpath(f"{name_or_path}.toml").read_text(encoding="utf-8")
+        where = f"recipe {name_or_path}"
+    elif name_or_path.endswith(".toml") or "/" in name_or_path:
+        where = name_or_path
+        try:
+            text = Path(name_or_path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError("the recipe file cannot be read", where=where, why=str(error), code="FG140") from error
+    else:
+        raise UsageError(
+            f"there is no recipe '{name_or_path}'",
+            where="--recipe",
+            do=did_you_mean(name_or_path, packaged) + "; or give a .toml file",
+            code="FG101",
+        )
+    try:
+        return tomllib.loads(text), where
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError("the recipe is no TOML", where=where, why=str(error), code="FG140") from error
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    out = dict(base)
+    for key, value in over.items():
+        out[key] = _merged(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) else value
+    return out
+
+
+def _known_keys(table: Mapping[str, Any], where: str, path: str = "") -> None:
+    known = _TABLES.get(path)
+    if known is None:
+        return
+    for key, value in table.items():
+        here = f"{path}.{key}" if path else key
+        if key not in known:
+            raise UsageError(
+                f"the recipe has an unknown key '{here}'", where=where, do=did_you_mean(key, known), code="FG140"
+            )
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, Mapping):
+                _known_keys(item, where, here)
+
+
+def _policy(quantize: Mapping[str, Any], which: str, where: str) -> TensorPolicy:
+    table = quantize[which]
+    here = f"{where}: quantize.{which}"
+    return TensorPolicy(
+        _text(table, "format", here),
+        _one_of(table["per"], ("tensor", "channel"), here),
+        _one_of(table["scale"], ("amax",), here),
+    )
+
+
+def _one_of(value: Any, allowed: tuple[str, ...], where: str) -> Any:
+    if value not in allowed:
+        raise _wrong(f"'{value}' is none of {', '.join(allowed)}", where)
+    return value
+
+
+def _text(table: Mapping[str, Any], key: str, where: str) -> str:
+    if not isinstance(table[key], str):
+        raise _wrong(f"'{key}' is no text", where)
+    return str(table[key])
+
+
+def _texts(table: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
+    value = table[key]
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise _wrong(f"'{key}' is no list of texts", where)
+    return tuple(value)
+
+
+def _wrong(what: str, where: str) -> UsageError:
+    return UsageError(
+        what, where=where, do="python -m fp8graph recipes show fp8-default prints one that works", code="FG140"
+    )

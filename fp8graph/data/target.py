@@ -1,0 +1,181 @@
+"""Targets: what an engine can run, and what that costs, as rows with sources. Rows are data, never code."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, Literal, get_args
+
+from fp8graph.base.errors import InternalError, UsageError
+from fp8graph.base.names import did_you_mean
+
+Status = Literal["native", "costly", "emulated", "refused"]
+Fact = bool | int | str
+# From best to worst: of several chips the worst row counts.
+_ORDER: tuple[Status, ...] = ("native", "costly", "emulated", "refused")
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A bound on one fact: `min <= fact <= max`, or equality. A fact that is not known fulfils no bound."""
+
+    fact: str
+    min: int | None = None
+    max: int | None = None
+    equals: Fact | None = None
+
+    def holds(self, facts: Mapping[str, Fact]) -> bool:
+        """Whether the facts of an op lie within the bound."""
+        value = facts.get(self.fact)
+        if value is None:
+            return False
+        if self.equals is not None:
+            return value == self.equals
+        if isinstance(value, str):
+            return False
+        return (self.min is None or value >= self.min) and (self.max is None or value <= self.max)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a target's table: these ops in these formats, under these bounds, have this status.
+
+    `weights` is the granularity that a constant operand must have (`tensor`), or `channel` where either will do.
+    `chips` narrows the row to some chips. `source` is a document, or a probe with its version.
+    """
+
+    ops: tuple[str, ...]
+    formats: tuple[str, ...]
+    status: Status
+    source: str
+    text: str
+    weights: Literal["channel", "tensor"] = "channel"
+    chips: tuple[str, ...] = ()
+    when: tuple[Bound, ...] = ()
+
+    def applies(self, op_type: str, format: str, facts: Mapping[str, Fact], chip: str) -> bool:
+        """Whether the row speaks about this op on this chip."""
+        return (
+            op_type in self.ops
+            and format in self.formats
+            and (not self.chips or chip in self.chips)
+            and all(bound.holds(facts) for bound in self.when)
+        )
+
+
+@dataclass(frozen=True)
+class Target:
+    """One engine with its chips.
+
+    chips       those asked for; where none were, all that run FP8
+    opset       least opset of the default domain that its FP8 graphs want
+    ir_version  highest that its readers load
+    through     op types between DQ and op that keep the op in FP8
+    forms       LEGALIZE passes that spell things this target's way
+    builder     engine builder, or empty where there is none
+    """
+
+    name: str
+    summary: str
+    chips: tuple[str, ...]
+    all_chips: Mapping[str, bool]
+    opset: int
+    ir_version: int
+    through: tuple[str, ...]
+    forms: tuple[str, ...]
+    rows: tuple[Row, ...]
+    builder: str = ""
+    asked: str = ""
+
+    def row(self, op_type: str, format: str, facts: Mapping[str, Fact]) -> Row:
+        """The row that decides about an op: for each chip the first that applies, of these the worst."""
+        found = [self._row_of_chip(op_type, format, facts, chip) for chip in self.chips or ("",)]
+        return max(found, key=lambda row: _ORDER.index(row.status))
+
+    def _row_of_chip(self, op_type: str, format: str, facts: Mapping[str, Fact], chip: str) -> Row:
+        for row in self.rows:
+            if row.applies(op_type, format, facts, chip):
+                return row
+        return Row(
+            (op_type,),
+            (format,),
+            "refused",
+            f"table of {self.name}",
+            f"{self.name} has no row for {op_type} in {format}",
+        )
+
+
+def names() -> list[str]:
+    """Names of the packaged targets."""
+    return sorted(
+        entry.name.removesuffix(".toml").replace("_", "-")
+        for entry in resources.files("fp8graph.targets").iterdir()
+        if entry.name.endswith(".toml")
+    )
+
+
+def load(spec: str) -> Target:
+    """A target from `NAME[:CHIP[+CHIP...]]`. Raises UsageError for an unknown name or chip, or a chip without FP8."""
+    name, _, chip_list = spec.partition(":")
+    if name not in names():
+        raise UsageError(f"there is no target '{name}'", where="--target", do=did_you_mean(name, names()), code="FG101")
+    text = resources.files("fp8graph.targets").joinpath(f"{name.replace('-', '_')}.toml").read_text(encoding="utf-8")
+    try:
+        return _from_table(tomllib.loads(text), spec, chip_list)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InternalError(f"the table of target '{name}' is damaged", why=repr(error), code="FG900") from error
+
+
+def _from_table(table: dict[str, Any], spec: str, chip_list: str) -> Target:
+    chips: dict[str, bool] = {str(chip): bool(item["fp8"]) for chip, item in table.get("chips", {}).items()}
+    asked = tuple(chip for chip in chip_list.split("+") if chip) if chip_list else ()
+    for chip in asked:
+        if chip not in chips:
+            raise UsageError(
+                f"target '{table['name']}' does not know the chip '{chip}'",
+                where="--target",
+                do=did_you_mean(chip, chips),
+                code="FG101",
+            )
+        if not chips[chip]:
+            able = ", ".join(name for name, fp8 in chips.items() if fp8)
+            raise UsageError(
+                f"the chip '{chip}' has no FP8",
+                where="--target",
+                why=str(table["chips"][chip].get("source", "the target's table")),
+                do=f"choose one of {able}",
+                code="FG303",
+            )
+    return Target(
+        name=str(table["name"]),
+        summary=str(table["summary"]),
+        chips=asked or tuple(chip for chip, fp8 in chips.items() if fp8),
+        all_chips=chips,
+        opset=int(table["opset"]),
+        ir_version=int(table["ir_version"]),
+        through=tuple(table["through"]),
+        forms=tuple(table["forms"]),
+        rows=tuple(_row(item) for item in table["rows"]),
+        builder=str(table.get("builder", "")),
+        asked=spec,
+    )
+
+
+def _row(item: dict[str, Any]) -> Row:
+    if item["status"] not in get_args(Status) or not item["source"] or not item["text"]:
+        raise ValueError(f"row {item}")
+    return Row(
+        ops=tuple(item["ops"]),
+        formats=tuple(item["formats"]),
+        status=item["status"],
+        source=str(item["source"]),
+        text=str(item["text"]),
+        weights=item.get("weights", "channel"),
+        chips=tuple(item.get("chips", ())),
+        when=tuple(
+            Bound(fact, bound.get("min"), bound.get("max"), bound.get("equals"))
+            for fact, bound in item.get("when", {}).items()
+        ),
+    )

@@ -1,0 +1,106 @@
+"""The manifest beside an engine: what it was built from, how, and what the builder says is in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fp8graph.base.errors import InputError
+from fp8graph.base.files import sha256_of
+from fp8graph.data.document import check_schema, load_json, malformed
+from fp8graph.data.plan import Shapes
+from fp8graph.engines.job import BuildJob, profile_from_json, profile_to_json
+from fp8graph.engines.witness import EngineOp
+
+KIND, VERSION = "engine", 1
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A manifest, read. `layers` is None where the builder listed none; `builder` is name and version."""
+
+    engine: str
+    model: str
+    plan: str
+    builder: str
+    chips: tuple[str, ...]
+    profiles: tuple[Shapes, ...]
+    layers: tuple[EngineOp, ...] | None
+
+    @staticmethod
+    def from_json(document: Any, where: str = "manifest") -> Manifest:
+        """Reads a manifest document. Raises InputError FG111 for anything that is not one."""
+        document = check_schema(document, KIND, VERSION, where)
+        try:
+            rows = document["layers"]
+            layers = None if rows is None else tuple(EngineOp.from_json(row) for row in rows)
+            profiles = tuple(profile_from_json(item) for item in document["profiles"])
+            if any(not 0 <= row.profile < max(1, len(profiles)) for row in layers or ()):
+                raise ValueError("a layer belongs to no profile")
+            return Manifest(
+                engine=str(document["engine"]),
+                model=str(document["model"]),
+                plan=str(document["plan"]),
+                builder=f"{document['builder']['name']} {document['builder']['version']}",
+                chips=tuple(str(chip) for chip in document["chips"]),
+                profiles=profiles,
+                layers=layers,
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise malformed(KIND, where, error) from error
+
+
+def beside(engine: Path) -> Path:
+    """Where the manifest of an engine lies."""
+    return engine.with_name(engine.name + ".json")
+
+
+def make(
+    job: BuildJob, engine: Path, plan: str, made: Mapping[str, Any], rows: Sequence[EngineOp] | None
+) -> dict[str, Any]:
+    """The manifest of an engine as a document. Digests instead of paths: same inputs, same bytes."""
+    return {
+        "schema": f"fp8graph.{KIND}/{VERSION}",
+        "engine": sha256_of(engine),
+        "model": sha256_of(Path(job.model)),
+        "plan": plan,
+        "builder": {"name": job.builder, "version": made["version"]},
+        "chips": list(made["chips"]),
+        "profiles": [profile_to_json(shapes) for shapes in job.profiles],
+        "options": job.options,
+        "layers": None if rows is None else [row.to_json() for row in rows],
+    }
+
+
+def spell(document: Mapping[str, Any]) -> str:
+    """The manifest as text: a line for each entry and for each layer."""
+    lines = []
+    for name, value in document.items():
+        if name == "layers" and value:
+            rows = ",\n".join("    " + json.dumps(row, ensure_ascii=False) for row in value)
+            lines.append(f'  "layers": [\n{rows}\n  ]')
+        else:
+            lines.append(f"  {json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def find(engine: Path, sha256: str) -> tuple[dict[str, Any] | None, str]:
+    """The manifest beside an engine, or None and why there is none that speaks of this very file.
+
+    Raises InputError FG111 where one of ours is there and damaged.
+    """
+    path = beside(engine)
+    if not path.is_file():
+        return None, f"no {path.name} beside it"
+    try:
+        document = load_json(path, "the engine's manifest")
+    except InputError:
+        return None, f"{path.name} is no manifest"
+    if not isinstance(document, dict) or not str(document.get("schema", "")).startswith(f"fp8graph.{KIND}/"):
+        return None, f"{path.name} is no manifest"
+    if document.get("engine") != sha256:
+        return None, f"{path.name} speaks of another file"
+    return document, ""

@@ -1,0 +1,101 @@
+"""Which ops an engine owes, and in which precision: those of a plan, or those that a model's own Q/DQ promise."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from fp8graph.data.plan import Decision, Plan
+from fp8graph.engines.sites import PRODUCTS, Operand, Site, operand
+from fp8graph.engines.witness import SMALL
+from fp8graph.graph import walk
+
+_FLOAT = re.compile(r"e(\d)m(\d)")
+
+
+@dataclass(frozen=True, eq=False)
+class Promise:
+    """One op that was to be quantized. `sites`: the nodes of the model that stand for it, none where it is absent."""
+
+    key: str
+    op_type: str
+    name: str
+    planned: str
+    sites: tuple[Site, ...]
+
+
+def family(format_name: str) -> str:
+    """What engines call a format: fp8, fp4, int8 ... by its number of bits.   e4m3fn -> fp8, e2m1 -> fp4"""
+    if found := _FLOAT.match(format_name):
+        return f"fp{1 + int(found.group(1)) + int(found.group(2))}"
+    return format_name.removeprefix("u")
+
+
+def planned_word(decision: Decision) -> str:
+    """What a decision promises: the family that both operands have, or `storage` where only one is quantized.
+
+    Of two families that of the activation counts, which is the one that arithmetic runs in.
+    """
+    families = [family(decision.inputs[slot].format) for slot in (0, 1) if slot in decision.inputs]
+    return families[0] if len(families) == 2 else "storage"
+
+
+def of_plan(plan: Plan, found: Sequence[Site]) -> list[Promise]:
+    """What a plan owes, in its order.
+
+    A node is found by the key in its metadata; then by its name; then by the key that it would be given. An op that
+    was taken apart is found as the products among its parts, whose keys are KEY~ROLE.
+    """
+    by_key: dict[str, list[Site]] = {}
+    by_name: dict[str, list[Site]] = {}
+    by_place: dict[str, list[Site]] = {}
+    for site in found:
+        key = walk.node_key(site.node)
+        by_key.setdefault(key, []).append(site)
+        whole, _, role = key.rpartition("~")
+        if whole and role and site.node.op_type in PRODUCTS:
+            by_key.setdefault(whole + "~", []).append(site)
+        by_name.setdefault(site.node.name or "", []).append(site)
+        by_place.setdefault(site.place.scope + walk.first_output(site.node), []).append(site)
+    promises = []
+    for key, decision in plan.quantized():
+        sites = by_key.get(key) or by_key.get(key + "~")
+        if not sites and decision.name:
+            # Not a node that is another op's: a name may have been given anew.
+            sites = [site for site in by_name.get(decision.name, []) if not walk.node_key(site.node)]
+        sites = sites or [site for site in by_place.get(key, []) if not walk.node_key(site.node)]
+        promises.append(Promise(key, decision.op_type, decision.name, planned_word(decision), tuple(sites)))
+    return promises
+
+
+def of_model(model: ir.Model, found: Sequence[Site], known: set[int]) -> list[Promise]:
+    """What a model's own Q/DQ promise, in graph order: products of which both operands come from a DequantizeLinear.
+
+    A weight alone that does so promises `storage`, unless the other operand was quantized, too, and something that
+    FP8 does not pass stands in between. `known`: what `sites.constants` gave.
+    """
+    promises = []
+    for site in found:
+        if site.node.op_type in PRODUCTS:
+            planned = _promised(operands(site, model, known))
+            if planned:
+                name = site.node.name or ""
+                promises.append(Promise(site.place.key, site.node.op_type, name, planned, (site,)))
+    return promises
+
+
+def operands(site: Site, model: ir.Model, known: set[int]) -> list[Operand]:
+    """The two data operands of a product, followed upwards."""
+    return [operand(value, model, known) for value in site.node.inputs[:2] if value is not None]
+
+
+def _promised(pair: Sequence[Operand]) -> str:
+    formats = [each.format for each in pair]
+    if len(formats) == 2 and all(formats):
+        moving = [each.format for each in pair if not each.constant]
+        return (moving or formats)[0]
+    weights = [each.format for each in pair if each.constant and each.format in SMALL]
+    return "storage" if weights else ""

@@ -1,0 +1,190 @@
+"""The nodes of a model as engines name them, and what stands before their operands: Q/DQ, moves, what breaks them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from fp8graph.engines.witness import NodeName
+from fp8graph.graph import walk
+
+# Op types whose first two inputs are multiplied.
+PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "Attention", "TRT_QuantizedAttention"})
+# Measured with tensorrt_rtx 1.7.1: between DQ and its op these leave the op in FP8. Cast only from fp32 downwards,
+# Mul and Div only by a constant.
+MOVES = frozenset(
+    {"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Expand", "Slice", "Split", "Gather", "Identity"}
+    | {"Dropout", "DepthToSpace", "Cast", "Concat", "Mul", "Div"}
+)
+# These do not: the op falls back. Looking past them tells that it was meant to be quantized.
+BREAKERS = frozenset(
+    {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Resize", "Upsample", "Pad"}
+    | {"Relu", "LeakyRelu", "PRelu", "Clip", "Sigmoid", "HardSwish", "HardSigmoid", "Gelu", "Elu", "Tanh"}
+)
+_DEQUANTIZE = {"DequantizeLinear": "", "TRT_FP8DequantizeLinear": "fp8", "TRT_MXFP8DequantizeLinear": "fp8"}
+_RANDOM = frozenset(
+    {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
+)
+_STEPS = 64  # longest chain between an op and its DQ that is followed
+_FORMATS = {
+    "FLOAT8E4M3FN": "fp8",
+    "FLOAT8E4M3FNUZ": "fp8",
+    "FLOAT8E5M2": "fp8",
+    "FLOAT8E5M2FNUZ": "fp8",
+    "FLOAT4E2M1": "fp4",
+    "INT8": "int8",
+    "UINT8": "int8",
+    "INT4": "int4",
+    "UINT4": "int4",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A node of the model, where it lies, and how engines name it."""
+
+    place: walk.Place
+    name: NodeName
+
+    @property
+    def node(self) -> ir.Node:
+        """The node itself."""
+        return self.place.node
+
+
+def sites(model: ir.Model) -> list[Site]:
+    """Every node of the model: main graph, bodies, functions."""
+    found = list(_sites(model.graph, "", "", looped=False, called=False))
+    for (domain, name, overload), function in model.functions.items():
+        scope = f"fn:{domain}::{name}" + (f":{overload}" if overload else "") + "/"
+        found += _sites(function, scope, "", looped=False, called=True)
+    return found
+
+
+def _sites(graph: ir.Graph | ir.Function, scope: str, suffix: str, *, looped: bool, called: bool) -> Iterator[Site]:
+    for node in graph:
+        base = node.name or f"node_of_{node.outputs[0].name if node.outputs else ''}"
+        yield Site(walk.Place(node, scope, graph), NodeName(base, "" if called else base + suffix, looped))
+        for attribute, body in walk.bodies(node):
+            inner = f"{scope}{walk.first_output(node)}.{attribute}/"
+            # Measured: branches of If add to a name, bodies of Loop and Scan do not.
+            branch = f" | {body.name} ({attribute}) | {base} (If){suffix}" if node.op_type == "If" else suffix
+            yield from _sites(body, inner, branch, looped=looped or node.op_type in ("Loop", "Scan"), called=called)
+
+
+def constants(model: ir.Model) -> set[int]:
+    """id() of every value that is made of initializers and Constants alone."""
+    found: set[int] = set()
+    places = list(walk.walk(model))
+    for place in places:
+        for value in place.node.inputs:
+            if value is not None and value.is_initializer() and not value.is_graph_input():
+                found.add(id(value))
+    size = -1
+    while size != len(found):  # more than twice only where nodes are not sorted
+        size = len(found)
+        for place in places:
+            node = place.node
+            if node.op_type in _RANDOM or any(True for _ in walk.bodies(node)):
+                continue
+            if all(value is None or id(value) in found for value in node.inputs):
+                found.update(id(output) for output in node.outputs)
+    return found
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One operand of an op, followed to the DequantizeLinear that it comes from.
+
+    format    what was quantized there: fp8, int8, fp4, int4; empty where nothing was
+    through   nodes between the op and that DequantizeLinear, the op's side first
+    constant  it is made of constants alone: a weight
+    """
+
+    value: ir.Value
+    format: str
+    dequantize: ir.Node | None
+    through: tuple[ir.Node, ...]
+    constant: bool
+
+    @property
+    def breaker(self) -> ir.Node | None:
+        """The first node on the way that FP8 does not pass."""
+        return next((node for node in self.through if node.op_type in BREAKERS), None)
+
+    @property
+    def intended(self) -> bool:
+        """Whether it is quantized, be it that something on the way breaks it."""
+        return bool(self.format)
+
+
+def operand(value: ir.Value, model: ir.Model, known: set[int]) -> Operand:
+    """Follows an operand upwards through moves, breakers and function calls. `known`: what `constants` gave."""
+    constant, first = id(value) in known, value
+    through: list[ir.Node] = []
+    calls: list[ir.Node] = []
+    for _ in range(_STEPS):
+        node = value.producer()
+        if node is None:
+            graph = value.graph
+            if not calls or not isinstance(graph, ir.Function) or value not in graph.inputs:
+                break
+            index = list(graph.inputs).index(value)
+            given = calls.pop().inputs
+            outer = given[index] if index < len(given) else None
+            if outer is None:
+                break
+            value = outer
+        elif node.op_type in _DEQUANTIZE and node.inputs and node.inputs[0] is not None:
+            format_ = _DEQUANTIZE[node.op_type] or _format(node.inputs[0])
+            return Operand(first, format_, node if format_ else None, tuple(through), constant)
+        elif node.op_identifier() in model.functions:
+            calls.append(node)
+            value = model.functions[node.op_identifier()].outputs[list(node.outputs).index(value)]
+        elif node.op_type in MOVES | BREAKERS and (upper := _data(node, known)) is not None:
+            through.append(node)
+            value = upper
+        else:
+            break
+    return Operand(first, "", None, (), constant)
+
+
+def _data(node: ir.Node, known: set[int]) -> ir.Value | None:
+    """The input of a move that the data comes from: the first; of a product with a constant, the other one."""
+    if node.op_type in ("Mul", "Div"):
+        moving = [value for value in node.inputs if value is not None and id(value) not in known]
+        # Where both are constant (a weight times a scalar), the first is the weight.
+        return moving[0] if len(moving) == 1 else node.inputs[0] if not moving else None
+    return node.inputs[0] if node.inputs else None
+
+
+def _format(value: ir.Value) -> str:
+    """What a quantized tensor is stored as; empty where the model does not say."""
+    for _ in range(_STEPS):
+        dtype = value.dtype or (value.const_value.dtype if value.const_value is not None else None)
+        if dtype is not None and dtype.name in _FORMATS:
+            return _FORMATS[dtype.name]
+        node = value.producer()
+        if node is None or not node.inputs:
+            return ""
+        if node.op_type in ("QuantizeLinear", "TRT_FP8QuantizeLinear"):
+            return _quantized_to(node)
+        upper = node.inputs[0]
+        if node.op_type not in MOVES or upper is None:
+            return ""
+        value = upper
+    return ""
+
+
+def _quantized_to(node: ir.Node) -> str:
+    if node.op_type == "TRT_FP8QuantizeLinear":
+        return "fp8"
+    zero = node.inputs[2] if len(node.inputs) > 2 else None
+    if zero is not None:
+        dtype = zero.dtype or (zero.const_value.dtype if zero.const_value is not None else None)
+        return _FORMATS.get(dtype.name, "") if dtype is not None else ""
+    wanted = node.attributes.get("output_dtype")
+    number = wanted.as_int() if wanted is not None and not wanted.is_ref() else 0
+    return _FORMATS.get(ir.DataType(number).name, "int8") if number else "int8"

@@ -1,0 +1,44 @@
+"""Floor 9: one function for each command. Loaded one by one, for some need no numpy and no onnx."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fp8graph.flow.engine import Built, attest, build
+    from fp8graph.flow.looking import check, compare, doctor, inspect
+    from fp8graph.flow.optimizing import Calibrated, Optimized, calibrate, optimize
+
+_HOME = {
+    "optimize": "optimizing",
+    "calibrate": "optimizing",
+    "Optimized": "optimizing",
+    "Calibrated": "optimizing",
+    "build": "engine",
+    "attest": "engine",
+    "Built": "engine",
+    "compare": "looking",
+    "check": "looking",
+    "inspect": "looking",
+    "doctor": "looking",
+}
+__all__ = [
+    "Built",
+    "Calibrated",
+    "Optimized",
+    "attest",
+    "build",
+    "calibrate",
+    "check",
+    "compare",
+    "doctor",
+    "inspect",
+    "optimize",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"fp8graph.flow.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'fp8graph.flow' has no attribute '{name}'")

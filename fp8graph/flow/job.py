@@ -1,0 +1,287 @@
+"""One optimization, stage by stage: what `optimize` and `calibrate` have in common."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fp8graph.base import canon
+from fp8graph.base.errors import InputError, UnmetError, UsageError
+from fp8graph.base.files import WrittenFile, check_writable, describe, sha256_of, staged, write_text
+from fp8graph.base.progress import SILENT, Progress, stage
+from fp8graph.calibrate.collect import collect, profiles
+from fp8graph.calibrate.samples import Samples, open_samples
+from fp8graph.compare.outputs import compare_outputs
+from fp8graph.core import registry, stages
+from fp8graph.core.context import Context
+from fp8graph.core.options import Options
+from fp8graph.core.passes import PlanRule, RewritePass
+from fp8graph.core.pipeline import Pipeline
+from fp8graph.core.planner import make_plan
+from fp8graph.core.settle import needs, settle
+from fp8graph.data import recipe as recipes
+from fp8graph.data import target as targets
+from fp8graph.data.comparison import Comparison
+from fp8graph.data.document import load_json
+from fp8graph.data.plan import Plan, Shapes
+from fp8graph.graph.load import load
+from fp8graph.graph.save import save
+from fp8graph.graph.stages import Legal, Normalized, Source
+from fp8graph.numerics.ranges import Ranges
+from fp8graph.runners.reference import reference
+
+DEFAULT_RECIPE, DEFAULT_TARGET = "fp8-default", "tensorrt-rtx"
+PLAN_SUFFIX = ".plan.json"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How data is read: `samples` feeds at most, of `batch` where the model leaves it open; `seed` for random data."""
+
+    samples: int | None = None
+    batch: int | None = None
+    seed: int = 0
+
+
+class Clock:
+    """Seconds by stage, for the summary; nothing that is written depends on it."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, what: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - begin
+
+
+class Job:
+    """One optimization, stage by stage."""
+
+    source: Source
+    ctx: Context
+    pipeline: Pipeline
+    rules: list[PlanRule]
+    normalized: Normalized
+
+    def __init__(
+        self,
+        options: Options,
+        data: Any,
+        reading: Reading,
+        *,
+        shapes: Shapes | None = None,
+        verify: bool = False,
+        out: Path | None = None,
+        force: bool = False,
+        progress: Progress = SILENT,
+    ) -> None:
+        self.options, self.data, self.reading, self.shapes = options, data, reading, shapes
+        self.verify, self.progress, self.out, self.force = verify, progress, out, force
+        self.given: Plan | None = None
+        self.feeds: Samples | None = None
+        self.clock = Clock()
+
+    def open(
+        self,
+        model: Any,
+        recipe: str | recipes.Recipe | None,
+        target: str | None,
+        plan: Plan | str | Path | None,
+        passes: str | Sequence[RewritePass | PlanRule] | None,
+        pass_file: str | None,
+    ) -> None:
+        """Loads everything that is named, cheapest first, so that a wrong call fails before any work is done."""
+        if plan is not None:
+            self.given = _load_plan(plan)
+            self._refuse_contradictions(recipe, target)
+            policy = recipes.Recipe.from_mapping(self.given.recipe, "the plan's recipe")
+            aim = targets.load(self.given.target)
+        else:
+            policy = recipe if isinstance(recipe, recipes.Recipe) else recipes.load(recipe or DEFAULT_RECIPE)
+            aim = targets.load(target or DEFAULT_TARGET)
+        self._check_output(model, plan)
+        asked = self.given.asked.get("high_precision_dtype") if self.given else self.options.high_precision_dtype
+        self.ctx = Context(target=aim, recipe=policy, progress=self.progress, high=asked or policy.high)
+        self.pipeline, self.rules = _passes(policy, aim, passes, pass_file)
+        with self.clock("load"):
+            self.source = load(model)
+        if self.data is not None:
+            reading = self.reading
+            self.feeds = open_samples(
+                self.data,
+                self.source.model,
+                self.ctx.notes,
+                samples=reading.samples,
+                batch=reading.batch,
+                seed=reading.seed,
+            )
+            if self.shapes is None and self.given is None:
+                with self.clock("read data"):
+                    self.shapes = profiles(self.feeds)
+        with self.clock("normalize"):
+            self.normalized = stages.normalize(self.source, self.pipeline, self.ctx, verify=self.verify)
+
+    def _check_output(self, model: Any, plan: Plan | str | Path | None) -> None:
+        if self.out is None:
+            return
+        uris = self.data if isinstance(self.data, (list, tuple)) else [self.data]
+        inputs = [Path(item) for item in (model, plan, *uris) if isinstance(item, (str, Path))]
+        check_writable(self.out, force=self.force, inputs=inputs, also=(PLAN_SUFFIX, ".data"))
+
+    def _refuse_contradictions(self, recipe: Any, target: str | None) -> None:
+        assert self.given is not None
+        asked = {**self.options.asked()}
+        if recipe is not None and (recipe if isinstance(recipe, str) else recipe.name) != self.given.recipe.get("name"):
+            asked["recipe"] = recipe
+        if target is not None and target != self.given.target:
+            asked["target"] = target
+        if self.shapes is not None and dict(self.shapes) != dict(self.given.shapes):
+            asked["shapes"] = "other shapes"
+        for name, value in asked.items():
+            if self.given.asked.get(name) != value:
+                raise UsageError(
+                    f"--{name.replace('_', '-')} contradicts the plan",
+                    where=f"plan for target {self.given.target}",
+                    why="a plan brings its target, recipe, shapes and options",
+                    do="leave the option out, or make a new plan",
+                    code="FG110",
+                )
+
+    def plan(self) -> Plan:
+        """The plan given, or a new one whose observed scales have no numbers yet."""
+        with self.clock("plan"):
+            if self.given is not None:
+                return stages.fits(self.given, self.normalized)
+            shapes = self.shapes or {}
+            facts = stages.facts_for(self.normalized, shapes)
+            return make_plan(self.normalized, self.rules, self.ctx, self.options, shapes, facts)
+
+    def settled_plan(self, ranges: Ranges | str | Path | None, *, plan_only: bool) -> Plan:
+        """The plan given, or a new one, with its numbers where there is data or ranges."""
+        plan = self.plan()
+        wanted = needs(plan, self.normalized.model)
+        if not wanted:
+            return plan
+        if ranges is not None:
+            seen = _load_ranges(ranges, self.source)
+        elif self.feeds is not None:
+            with self.clock("calibrate"):
+                seen = collect(self.normalized, wanted, self.feeds, "", self.progress)
+        elif plan_only:
+            return plan
+        else:
+            raise UsageError(
+                "this plan needs data and none was given",
+                where=f"{len(wanted)} activation tensors, first: {wanted[0]}",
+                why=f"recipe '{self.ctx.recipe.name}' takes activation scales from observation",
+                do="give --data FILE.npz (arrays by input name), a folder, or --ranges FILE",
+                code="FG120",
+            )
+        return settle(plan, seen, self.normalized.model, self.ctx.notes)
+
+    def carry_out(self, plan: Plan) -> Legal:
+        """Quantizes and legalizes by the plan."""
+        self.ctx.plan = plan
+        with self.clock("quantize"):
+            quantized = stages.quantize(self.normalized, self.pipeline, self.ctx, verify=self.verify)
+        with self.clock("legalize"):
+            return stages.legalize(quantized, self.pipeline, self.ctx, verify=self.verify)
+
+    def write(self, plan: Plan, legal: Legal, threshold: int | None = None) -> list[WrittenFile]:
+        """Writes model and plan together, or nothing."""
+        if self.out is None:
+            return []
+        with self.clock("save"), stage(self.progress, "saving"), staged(self.out) as folder:
+            made = [path.name for path in save(legal, folder, self.out.name, threshold=threshold)]
+            name = self.out.name + PLAN_SUFFIX
+            (folder / name).write_text(canon.pretty(plan.to_json()), encoding="utf-8")
+        return [describe(self.out.parent / item) for item in [*made, name]]
+
+    def write_plan(self, plan: Plan) -> WrittenFile:
+        """Writes the plan alone."""
+        assert self.out is not None
+        path = self.out.with_name(self.out.name + PLAN_SUFFIX)
+        write_text(path, canon.pretty(plan.to_json()))
+        return describe(path)
+
+    def compare(self, legal: Legal) -> Comparison | None:
+        """Original against result on the data given, in the exact reference; None without data."""
+        if self.feeds is None:
+            return None
+        with self.clock("compare"):
+            original = load(self.source.path or self.source.original)
+            before = reference(self.source.path or original.model)
+            after = reference(self.out if self.out is not None else legal.model)
+            result = compare_outputs(before, after, self.feeds, count=self.feeds.count, progress=self.progress)
+        for problem in result.problems:
+            self.ctx.note("FG401", "", problem, severity="warning")
+        return result
+
+
+def _passes(
+    recipe: recipes.Recipe, target: targets.Target, extra: str | Sequence[Any] | None, pass_file: str | None
+) -> tuple[Pipeline, list[PlanRule]]:
+    """The rewriting passes and rules of recipe, target and user; the user's rules are asked first."""
+    made: list[Any] = [registry.create(name) for name in (*recipe.passes, *target.forms)]
+    own: list[Any] = registry.parse_specs(extra) if isinstance(extra, str) else list(extra or ())
+    if pass_file is not None:
+        own.append(registry.from_file(pass_file))
+    rules: list[Any] = [registry.create(name) for name in recipe.rules]
+    for name, item in zip(recipe.rules, rules, strict=True):
+        if not isinstance(item, PlanRule):
+            raise UsageError(f"'{name}' is no rule", where=f"recipe {recipe.name}: rules", code="FG140")
+    for item in own:
+        if not isinstance(item, (RewritePass, PlanRule)):
+            raise UsageError(f"a {type(item).__name__} is no pass", do="give a RewritePass or a PlanRule", code="FG113")
+    rewriting = [item for item in (*made, *own) if isinstance(item, RewritePass)]
+    return Pipeline(rewriting), [*(item for item in own if isinstance(item, PlanRule)), *rules]
+
+
+def _load_plan(plan: Plan | str | Path) -> Plan:
+    return plan if isinstance(plan, Plan) else Plan.from_json(load_json(Path(plan), "the plan"), str(plan))
+
+
+def _load_ranges(ranges: Ranges | str | Path, source: Source) -> Ranges:
+    seen = (
+        ranges if isinstance(ranges, Ranges) else Ranges.from_json(load_json(Path(ranges), "the ranges"), str(ranges))
+    )
+    if seen.source and seen.source != source_digest(source):
+        raise InputError(
+            "these ranges were observed on another model", where=str(ranges), do="calibrate this one", code="FG110"
+        )
+    return seen
+
+
+def source_digest(source: Source) -> str:
+    """Digest of the model as it came, weights included."""
+    if source.path is not None:
+        return "sha256:" + sha256_of(source.path)
+    import onnx_ir as ir
+
+    proto = source.original if source.kind == "proto" else ir.to_proto(load(source.original).model)
+    return canon.digest(proto.SerializeToString(deterministic=True).hex())
+
+
+def nothing_quantized(plan: Plan, job: Job) -> UnmetError:
+    """Status 1 with the most frequent reasons."""
+    reasons: dict[str, int] = {}
+    for _, op in plan.kept():
+        reasons[f"{op.why.text} ({op.why.code})"] = reasons.get(f"{op.why.text} ({op.why.code})", 0) + 1
+    shown = "; ".join(f"{count}x {text}" for text, count in sorted(reasons.items(), key=lambda item: -item[1])[:4])
+    error = UnmetError(
+        "nothing in this model can be quantized",
+        where=str(job.source.path or "the model given"),
+        why=shown or "it holds no ops",
+        do="--allow-unquantized writes it all the same",
+        code="FG150",
+    )
+    error.findings = job.ctx.notes.items()
+    return error

@@ -1,0 +1,176 @@
+"""From a model to a plan to a quantized model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fp8graph.base import canon
+from fp8graph.base.files import WrittenFile, check_writable, describe, write_text
+from fp8graph.base.findings import Finding
+from fp8graph.base.progress import SILENT, Progress
+from fp8graph.calibrate.collect import collect
+from fp8graph.core.options import Options
+from fp8graph.core.passes import PlanRule, RewritePass
+from fp8graph.core.settle import needs
+from fp8graph.data.comparison import Comparison
+from fp8graph.data.plan import Plan, Shapes
+from fp8graph.data.recipe import Recipe
+from fp8graph.flow.job import Job, Reading, nothing_quantized, source_digest
+from fp8graph.graph.save import like_source
+from fp8graph.graph.stages import Legal
+from fp8graph.numerics.ranges import Ranges
+
+
+@dataclass
+class Optimized:
+    """What `optimize` made. `model` is the kind of object that came in (a path for a path, where it was written)."""
+
+    model: Any
+    files: tuple[WrittenFile, ...]
+    plan: Plan
+    findings: tuple[Finding, ...]
+    comparison: Comparison | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def planned(self) -> int:
+        """Conv, Gemm and MatMul nodes that are planned with both operands in FP8."""
+        return self.planned_by["fp8"]
+
+    @property
+    def planned_by(self) -> dict[str, int]:
+        """Planned nodes by what their operands are."""
+        full = sum(1 for _, op in self.plan.quantized() if len(op.inputs) > 1)
+        return {"fp8": full, "int8": 0, "fp4": 0, "storage": sum(1 for _ in self.plan.quantized()) - full}
+
+    @property
+    def kept(self) -> int:
+        """Ops that stay in high precision."""
+        return sum(1 for _ in self.plan.kept())
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What `calibrate` saw, and the file it wrote."""
+
+    ranges: Ranges
+    files: tuple[WrittenFile, ...]
+
+
+def optimize(
+    model: Any,
+    *,
+    output: str | Path | None = None,
+    recipe: str | Recipe | None = None,
+    target: str | None = None,
+    data: Any = None,
+    ranges: Ranges | str | Path | None = None,
+    plan: Plan | str | Path | None = None,
+    shapes: Shapes | None = None,
+    samples: int | None = None,
+    batch: int | None = None,
+    seed: int = 0,
+    op_types_to_quantize: Sequence[str] | None = None,
+    op_types_to_exclude: Sequence[str] | None = None,
+    nodes_to_quantize: Sequence[str] | None = None,
+    nodes_to_exclude: Sequence[str] | None = None,
+    fp8_everywhere: bool = False,
+    attention: Any = "auto",
+    high_precision_dtype: Any = None,
+    passes: str | Sequence[RewritePass | PlanRule] | None = None,
+    pass_file: str | None = None,
+    compare: bool = True,
+    plan_only: bool = False,
+    allow_unquantized: bool = False,
+    verify: bool = False,
+    force: bool = False,
+    external_data_size_threshold: int | None = None,
+    progress: Progress = SILENT,
+) -> Optimized:
+    """Turns a model into an FP8 one for a target: normalize, plan, calibrate, quantize, legalize, save, compare.
+
+    model    path, onnx.ModelProto, onnx_ir.Model or onnx_graphsurgeon.Graph; never changed
+    output   where to write it; without it nothing is written
+    data     URIs, arrays by input name, an iterable of feeds, or a function that gives one
+    ranges   numbers observed before, instead of `data`
+    plan     a plan to replay: it brings target, recipe, shapes and all numbers
+    passes   more passes: `'name,other{option=value}'`, or objects
+
+    Raises UnmetError where nothing can be quantized, UsageError, InputError, BackendError (`fp8graph.base.errors`).
+    """
+    options = Options(
+        _tuple(op_types_to_quantize),
+        _tuple(op_types_to_exclude),
+        _tuple(nodes_to_quantize),
+        _tuple(nodes_to_exclude),
+        fp8_everywhere,
+        attention,
+        high_precision_dtype,
+    )
+    job = Job(
+        options,
+        data,
+        Reading(samples, batch, seed),
+        shapes=shapes,
+        verify=verify,
+        out=Path(output) if output is not None else None,
+        force=force,
+        progress=progress,
+    )
+    job.open(model, recipe, target, plan, passes, pass_file)
+    settled = job.settled_plan(ranges, plan_only=plan_only)
+    if plan_only:
+        return _finished(job, settled, None, [job.write_plan(settled)] if job.out is not None else [])
+    if not any(True for _ in settled.quantized()) and not allow_unquantized:
+        raise nothing_quantized(settled, job)
+    legal = job.carry_out(settled)
+    files = job.write(settled, legal, external_data_size_threshold)
+    comparison = job.compare(legal) if compare else None
+    return _finished(job, settled, legal, files, comparison)
+
+
+def _finished(
+    job: Job, plan: Plan, legal: Legal | None, files: list[WrittenFile], comparison: Comparison | None = None
+) -> Optimized:
+    """The result, in the kind of object that came in."""
+    made = like_source(legal) if legal is not None and (job.out is None or job.source.kind != "path") else job.out
+    return Optimized(made, tuple(files), plan, job.ctx.notes.items(), comparison, job.clock.seconds)
+
+
+def calibrate(
+    model: Any,
+    *,
+    data: Any,
+    output: str | Path | None = None,
+    plan: Plan | str | Path | None = None,
+    target: str | None = None,
+    recipe: str | Recipe | None = None,
+    samples: int | None = None,
+    batch: int | None = None,
+    seed: int = 0,
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> Calibrated:
+    """Observes what a plan needs (that given, or the one `optimize` would make) and returns the ranges.
+
+    `optimize(..., ranges=...)` then runs no inference. Raises as `optimize` does.
+    """
+    out = Path(output) if output is not None else None
+    job = Job(Options(), data, Reading(samples, batch, seed), force=force, progress=progress)
+    if out is not None:
+        check_writable(out, force=force, inputs=[Path(model)] if isinstance(model, (str, Path)) else [])
+    job.open(model, recipe, target, plan, None, None)
+    assert job.feeds is not None
+    wanted = needs(job.plan(), job.normalized.model)
+    ranges = collect(job.normalized, wanted, job.feeds, source_digest(job.source), progress)
+    if out is None:
+        return Calibrated(ranges, ())
+    write_text(out, canon.pretty(ranges.to_json()))
+    return Calibrated(ranges, (describe(out),))
+
+
+def _tuple(items: Sequence[str] | None) -> tuple[str, ...] | None:
+    return tuple(items) if items is not None else None

@@ -1,0 +1,75 @@
+"""Raising the opset with onnx's own converter, and putting back what it loses."""
+
+from __future__ import annotations
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
+
+from fp8graph.base.errors import InputError
+from fp8graph.graph import walk
+from fp8graph.graph.protos import weightless
+
+
+def opset_of(model: ir.Model) -> int:
+    """The opset of the default domain; InputError FG106 where the model names none."""
+    version = model.graph.opset_imports.get("", model.graph.opset_imports.get("ai.onnx"))
+    if version is None:
+        raise InputError(
+            "the model imports no opset of the default domain", why="its ops have no meaning then", code="FG106"
+        )
+    return version
+
+
+def raise_opset(model: ir.Model, least: int) -> bool:
+    """Raises the default domain to opset `least` in place; a higher one stays. Whether anything changed.
+
+    The converter drops node metadata and functions: metadata is put back by first output, functions are inlined
+    before, for their bodies have an opset of their own. Raises InputError FG106 where an op cannot be converted.
+    """
+    if opset_of(model) >= least:
+        return False
+    if model.functions:
+        InlinePass()(model)
+    metadata = {
+        place.scope + walk.first_output(place.node): dict(place.node.metadata_props) for place in walk.walk(model)
+    }
+    proto, weights = weightless(model)
+    try:
+        converted = onnx.version_converter.convert_version(proto, least)
+    except Exception as error:  # the converter raises bare RuntimeError and its relatives
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"the model's opset {opset_of(model)} cannot be raised to {least}",
+            why=first,
+            do=f"export the model at opset {least} or above",
+            code="FG106",
+        ) from error
+    _adopt(model, ir.from_proto(converted), weights)
+    for place in walk.walk(model):
+        kept = metadata.get(place.scope + walk.first_output(place.node))
+        if kept:
+            place.node.metadata_props.update(kept)
+    return True
+
+
+def _adopt(model: ir.Model, converted: ir.Model, weights: dict[str, ir.Value]) -> None:
+    """Moves the converted graph into `model`, with the weights back in their places."""
+    graph = converted.graph
+    inputs = {value.name for value in model.graph.inputs}
+    for name, weight in weights.items():
+        value = next((v for v in graph.inputs if v.name == name), None)
+        if value is None:
+            continue
+        value.const_value = weight.const_value
+        value.metadata_props.update(weight.metadata_props)
+        if name not in inputs:
+            graph.inputs.remove(value)
+        graph.initializers[name] = value
+    graph.name = model.graph.name
+    graph.doc_string = model.graph.doc_string
+    graph.metadata_props.update(model.graph.metadata_props)
+    for domain, version in model.graph.opset_imports.items():
+        if domain not in ("", "ai.onnx"):
+            graph.opset_imports.setdefault(domain, version)
+    model.graph = graph

@@ -1,0 +1,81 @@
+"""Protos without weights, for the parts of onnx that want a proto: shape inference, version conversion, checking."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import onnx
+import onnx_ir as ir
+
+from fp8graph.graph import walk
+
+# Constants up to this size travel with the proto: shape inference and the version converter look at them.
+_KEPT_BYTES = 4096
+
+
+def weightless(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.Value]]:
+    """The model as a proto whose large initializers of the main graph are graph inputs instead; and these by name.
+
+    Works for models of any size: no weight is read.
+    """
+    clone = model.clone()
+    taken: dict[str, ir.Value] = {}
+    inputs = {value.name for value in clone.graph.inputs}
+    for name, value in list(clone.graph.initializers.items()):
+        if value.const_value is not None and value.const_value.nbytes > _KEPT_BYTES:
+            taken[name] = model.graph.initializers[name]
+            del clone.graph.initializers[name]
+            if name not in inputs:
+                clone.graph.inputs.append(value)
+    return ir.to_proto(clone), taken
+
+
+def infer_types(model: ir.Model) -> None:
+    """Fills in dtypes and shapes that values lack, as far as onnx can infer them; what is there is not overwritten."""
+    proto, _ = weightless(model)
+    inferred = onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=True)
+    known = ir.from_proto(inferred)
+    by_scope = dict(walk.graphs(known))
+    for scope, graph in walk.graphs(model):
+        other = by_scope.get(scope)
+        if other is None or isinstance(graph, ir.Function) or isinstance(other, ir.Function):
+            continue
+        found = {value.name: value for node in other for value in node.outputs}
+        for node in graph:
+            for value in node.outputs:
+                twin = found.get(value.name)
+                if twin is None:
+                    continue
+                value.type = value.type or twin.type
+                value.shape = value.shape or twin.shape
+
+
+def concrete_shapes(model: ir.Model, inputs: Mapping[str, Sequence[int]]) -> dict[str, tuple[int | None, ...]]:
+    """Dimensions of every value, keyed by scope and name, when the graph inputs have these shapes.
+
+    A dimension that cannot be inferred is None; a value whose rank is unknown is left out. Inputs that are not named
+    keep their own shapes.
+    """
+    proto, _ = weightless(model)
+    for value in proto.graph.input:
+        shape = inputs.get(value.name)
+        tensor = value.type.tensor_type
+        if shape is None or not value.type.HasField("tensor_type"):
+            continue
+        del tensor.shape.dim[:]
+        for size in shape:
+            tensor.shape.dim.add().dim_value = size
+    # What the file says of inner values holds for every shape; with concrete inputs it is inferred anew.
+    del proto.graph.value_info[:]
+    for output in proto.graph.output:
+        if output.type.HasField("tensor_type"):
+            output.type.tensor_type.ClearField("shape")
+    inferred = ir.from_proto(
+        onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=True)
+    )
+    shapes: dict[str, tuple[int | None, ...]] = {}
+    for scope, graph in walk.graphs(inferred):
+        for value in walk.values(graph):
+            if value.shape is not None and value.name:
+                shapes[scope + value.name] = tuple(d if isinstance(d, int) else None for d in value.shape)
+    return shapes

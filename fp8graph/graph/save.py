@@ -1,0 +1,74 @@
+"""Saving: into a staged folder, weights computed one at a time as they are written."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from fp8graph.base.files import sha256_of
+from fp8graph.graph import gs, walk
+from fp8graph.graph.load import DATA_DIGEST
+from fp8graph.graph.stages import Legal
+
+log = logging.getLogger(__name__)
+# protobuf ends at 2 GiB; a model file that grows near it is split before.
+_EMBEDDED_LIMIT = 1_500_000_000
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Bytes of all initializers as they would be written; nothing is read."""
+    return sum(
+        value.const_value.nbytes
+        for _, graph in walk.graphs(model)
+        if not isinstance(graph, ir.Function)
+        for value in graph.initializers.values()
+        if value.const_value is not None
+    )
+
+
+def save(legal: Legal, folder: Path, name: str, *, threshold: int | None = None) -> list[Path]:
+    """Writes the model as `folder/name`, and `name.data` where weights are external. Returns the files.
+
+    Weights are external where they were in the source, where they would not fit a protobuf, or where `threshold`
+    (bytes of one tensor) is given.
+    """
+    model = legal.model
+    path = folder / name
+    if threshold is None and not legal.source.external and weight_bytes(model) < _EMBEDDED_LIMIT:
+        path.write_bytes(to_proto(model).SerializeToString(deterministic=True))
+        return [path]
+    data = folder / f"{name}.data"
+    ir.save(model, path, external_data=data.name, size_threshold_bytes=1024 if threshold is None else threshold)
+    if not data.exists():
+        return [path]
+    proto = onnx.load(str(path), load_external_data=False)
+    kept = [item for item in proto.metadata_props if item.key != DATA_DIGEST]
+    del proto.metadata_props[:]
+    proto.metadata_props.extend([*kept, onnx.StringStringEntryProto(key=DATA_DIGEST, value=sha256_of(data))])
+    path.write_bytes(proto.SerializeToString(deterministic=True))
+    return [path, data]
+
+
+def to_proto(model: ir.Model) -> onnx.ModelProto:
+    """The model as a proto with its weights inside; tensor metadata, which each round trip doubles, is kept once."""
+    proto = ir.to_proto(model)
+    for tensor in proto.graph.initializer:
+        seen = {item.key: item.value for item in tensor.metadata_props}
+        if len(seen) != len(tensor.metadata_props):
+            del tensor.metadata_props[:]
+            tensor.metadata_props.extend(
+                onnx.StringStringEntryProto(key=key, value=value) for key, value in seen.items()
+            )
+    return proto
+
+
+def like_source(legal: Legal) -> Any:
+    """The model as the kind of object that came in; a path becomes an onnx.ModelProto here."""
+    if legal.source.kind == "ir":
+        return legal.model
+    proto = to_proto(legal.model)
+    return gs.from_proto(proto) if legal.source.kind == "graphsurgeon" else proto

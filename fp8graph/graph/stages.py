@@ -1,0 +1,47 @@
+"""What each stage hands to the next: the type says how far a model has come, and `save` takes `Legal` only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx_ir as ir
+
+Kind = Literal["path", "proto", "ir", "graphsurgeon"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model as it came. `model` is not to be edited; `original` is the caller's object; `path` where it is a file."""
+
+    model: ir.Model
+    kind: Kind
+    original: Any
+    path: Path | None = None
+    external: bool = False
+
+
+@dataclass(frozen=True)
+class Normalized:
+    """A model of our own in which every op has a key; `structure` is its digest."""
+
+    model: ir.Model
+    source: Source
+    structure: str
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """Q/DQ and casts are in; weights are still lazy."""
+
+    model: ir.Model
+    source: Source
+
+
+@dataclass(frozen=True)
+class Legal:
+    """Spelt the target's way: may be saved."""
+
+    model: ir.Model
+    source: Source

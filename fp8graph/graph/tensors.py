@@ -1,0 +1,84 @@
+"""Weights as lazy tensors: each is read, changed and written one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+FLOATS = {
+    ir.DataType.FLOAT: "fp32",
+    ir.DataType.FLOAT16: "fp16",
+    ir.DataType.BFLOAT16: "bf16",
+    ir.DataType.DOUBLE: "fp64",
+}
+NUMPY = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
+ONNX = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+
+
+def read(value: ir.Value) -> Array:
+    """The array of a constant value. Raises ValueError where the value is none."""
+    if value.const_value is None:
+        raise ValueError(f"'{value.name}' is no constant")
+    return value.const_value.numpy()
+
+
+def release(value: ir.Value) -> None:
+    """Unmaps an external weight after it was read, so that memory holds one weight at a time."""
+    drop = getattr(value.const_value, "release", None)
+    if drop is not None:
+        drop()
+
+
+def constant(name: str, array: Array) -> ir.Value:
+    """A small constant as a value that can be registered as an initializer."""
+    tensor = ir.tensor(array, name=name)
+    return ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+
+
+def lazy(name: str, shape: tuple[int, ...], dtype: ir.DataType, compute: Callable[[], Array]) -> ir.Value:
+    """A constant whose array is computed when it is written, and not kept.
+
+    `compute` returns an array of this shape whose numpy dtype is that of `dtype` (for FP8 the ml_dtypes type).
+    """
+
+    def tensor() -> ir.TensorProtocol:
+        return ir.Tensor(compute(), dtype=dtype, name=name)
+
+    made = ir.LazyTensor(tensor, dtype, ir.Shape(shape), name=name)
+    return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype), const_value=made)
+
+
+def lazy_from(
+    source: ir.Value, name: str, change: Callable[[Array], Array], *, dtype: ir.DataType | None = None
+) -> ir.Value:
+    """One more lazy function on top of a constant: `change` maps its array to one of the same shape."""
+    if source.const_value is None or source.dtype is None:
+        raise ValueError(f"'{source.name}' is no constant")
+    tensor = source.const_value
+
+    def compute() -> Array:
+        out = change(tensor.numpy())
+        drop = getattr(tensor, "release", None)
+        if drop is not None:
+            drop()
+        return out
+
+    return lazy(name, tuple(tensor.shape.numpy()), dtype or source.dtype, compute)
+
+
+def is_constant(value: ir.Value | None) -> bool:
+    """Whether the value is an initializer that nothing can override at run time."""
+    return value is not None and value.const_value is not None and not value.is_graph_input()
+
+
+def dims(value: ir.Value | None) -> tuple[int | None, ...] | None:
+    """The dimensions of a value, None for each that is not a number; None where even the rank is unknown."""
+    if value is None or value.shape is None:
+        return None
+    return tuple(d if isinstance(d, int) else None for d in value.shape)

@@ -1,0 +1,1 @@
+"""Arrays in, arrays out: casts, scales and errors. Knows no graph, reads no files."""

@@ -1,0 +1,1 @@
+"""Floor 8: documents as text that a person enjoys reading. Recomputes nothing."""

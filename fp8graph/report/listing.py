@@ -1,0 +1,184 @@
+"""What listing commands print: catalogues, targets, the state of the machine, and the inside of files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from fp8graph.data.target import Bound, Row, Target
+from fp8graph.report.tables import Cell, Paint, facts, plain, size, table, tally, wrapped
+
+# Sections of `inspect` in the order of reading, by what `--show` calls them.
+SECTIONS = {
+    "io": ("inputs", "outputs", "shapes", "profiles"),
+    "ops": ("ops", "rows", "verdicts", "reasons", "counts"),
+    "scales": ("scales", "weights", "values"),
+    "layers": ("layers",),
+}
+_SOURCE_INDENT = 13
+
+
+def catalogue(rows: Sequence[Sequence[str]], *, empty: str = "there is none", paint: Paint = plain) -> str:
+    """Names in the first columns, what they are in the last, which is wrapped."""
+    if not rows:
+        return empty
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
+    lines = []
+    for row in rows:
+        head = "  ".join(text.ljust(width) for text, width in zip(row[:-1], widths, strict=True)) + "  "
+        first, *more = wrapped(row[-1], first=head)
+        lines += [paint("bold", first[: len(row[0])]) + first[len(row[0]) :], *more]
+    return "\n".join(lines)
+
+
+def target_page(target: Target, rows: Sequence[Row], *, op_type: str | None = None, paint: Paint = plain) -> str:
+    """What a target runs: its chips and the rows of its table, each with its source."""
+    chips = ", ".join(f"{chip}" if fp8 else f"{chip} (no FP8)" for chip, fp8 in target.all_chips.items())
+    lines = [f"{paint('bold', target.name)}  {target.summary}", ""]
+    lines += facts(
+        [
+            ("chips", chips or "none to choose from"),
+            ("builder", target.builder or "none"),
+            ("opset", f"{target.opset} at least, IR version {target.ir_version} at most"),
+            ("FP8 passes", "\n".join(wrapped(", ".join(target.through) or "nothing", width=80))),
+        ],
+        width=12,
+    )
+    lines += ["", f"rows for {op_type}" if op_type else "rows; the first that applies decides"]
+    styles = {"native": "good", "costly": "warn", "emulated": "warn", "refused": "bad"}
+    for row in rows:
+        where = f" on {'+'.join(row.chips)}" if row.chips else ""
+        when = f" where {', '.join(map(_bound, row.when))}" if row.when else ""
+        head = f"{', '.join(row.ops)} in {', '.join(row.formats)}{where}{when}"
+        one = "; wants one scale for the whole weight" if row.weights == "tensor" else ""
+        lines += ["", f"  {paint(styles[row.status], f'{row.status:<9}')}  {head}"]
+        lines += wrapped(row.text + one, first=" " * _SOURCE_INDENT)
+        lines += [paint("dim", line) for line in wrapped(f"source: {row.source}", first=" " * _SOURCE_INDENT)]
+    if not rows:
+        lines.append(f"  none: {target.name} refuses {op_type or 'everything'}")
+    return "\n".join(lines)
+
+
+def row_json(row: Row) -> dict[str, Any]:
+    """A row as a part of a result document."""
+    return {
+        "ops": list(row.ops),
+        "formats": list(row.formats),
+        "status": row.status,
+        "chips": list(row.chips),
+        "when": {
+            bound.fact: {
+                name: value for name in ("min", "max", "equals") if (value := getattr(bound, name)) is not None
+            }
+            for bound in row.when
+        },
+        "weights": row.weights,
+        "text": row.text,
+        "source": row.source,
+    }
+
+
+def machine(state: Mapping[str, Any], *, missing: Iterable[str] = (), paint: Paint = plain) -> str:
+    """The view of `doctor`: versions, devices, targets."""
+    lines = facts([("python", str(state.get("python", ""))), ("platform", str(state.get("platform", "")))])
+    packages = state.get("packages", {})
+    rows: list[list[Cell]] = [
+        [name, str(version) if version else ("warn", "not installed")] for name, version in packages.items()
+    ]
+    lines += ["", "packages", *table((), rows, paint=paint)] if rows else []
+    devices = state.get("devices", ())
+    lines += ["", "devices", *(f"  {_inline(device)}" for device in devices or ("none that an engine could use",))]
+    lines += ["", "targets"]
+    for target in state.get("targets", ()):
+        usable = bool(target.get("usable"))
+        word = paint("good", "usable") if usable else paint("bad", "not usable")
+        can = ", ".join(map(str, target.get("can", ()))) or "nothing here"
+        lines.append(f"  {target['name']:<14}  {word}: {can}")
+        if target.get("why_not"):
+            lines += wrapped(str(target["why_not"]), first=" " * 18)
+        if target.get("install") and (not usable or target.get("why_not")):
+            lines.append(" " * 18 + f"install: {target['install']}")
+    lines += ["", *(paint("bad", f"required and not usable: {name}") for name in missing)] if missing else []
+    return "\n".join(lines)
+
+
+def inside(document: Mapping[str, Any], *, show: Sequence[str] = (), paint: Paint = plain) -> str:
+    """Any document of `inspect`: single values first, then a table for each section.
+
+    A section is a list of mappings (a row each), a mapping of mappings (a row each, its key first), or a mapping of
+    numbers. `show` names the sections to print (see SECTIONS); none means all.
+    """
+    wanted = {name for kind in show for name in SECTIONS[kind]}
+    order = [name for names in SECTIONS.values() for name in names]
+    single = [(name, value) for name, value in document.items() if not _is_section(value)]
+    sections = {name: value for name, value in document.items() if _is_section(value)}
+    lines: list[str] = []
+    if not show:
+        pairs = [(name.replace("_", " "), _inline(value, name)) for name, value in single if value not in (None, "")]
+        lines += facts(pairs, width=max((len(name) for name, _ in pairs), default=0) + 2)
+    names = sorted(sections, key=lambda name: (order.index(name) if name in order else len(order), name))
+    for name in names:
+        if (name in wanted if show else True) and sections[name]:
+            lines += ["", paint("bold", name.replace("_", " ")), *_section(sections[name], paint)]
+    text = "\n".join(lines).strip("\n")
+    return text or f"this {document.get('kind', 'file')} has no {' or '.join(show) or 'content'}"
+
+
+def _is_section(value: Any) -> bool:
+    return isinstance(value, Mapping) or (
+        isinstance(value, list | tuple) and any(isinstance(v, Mapping) for v in value)
+    )
+
+
+def _section(value: Any, paint: Paint) -> list[str]:
+    if (
+        isinstance(value, Mapping)
+        and value
+        and all(isinstance(v, int) and not isinstance(v, bool) for v in value.values())
+    ):
+        return wrapped(tally(value, limit=40), first="  ")
+    if isinstance(value, Mapping) and not any(isinstance(v, Mapping) for v in value.values()):
+        return [f"  {line}" for line in facts([(str(k), _inline(v)) for k, v in value.items()], width=18)]
+    keyed = isinstance(value, Mapping)
+    items = [(str(k), v) for k, v in value.items()] if keyed else [("", v) for v in value]
+    columns = list(dict.fromkeys(c for _, item in items if isinstance(item, Mapping) for c in item))
+    rows: list[list[Cell]] = []
+    for key, item in items:
+        cells = [_inline(item.get(c), c) if isinstance(item, Mapping) else "" for c in columns]
+        rows.append([key, *cells] if keyed else list(cells))
+    shift = 1 if keyed else 0
+    numeric = [
+        i + shift
+        for i, c in enumerate(columns)
+        if all(isinstance(item.get(c), int | float | None) for _, item in items if isinstance(item, Mapping))
+    ]
+    return table([*([""] if keyed else []), *columns], rows, right=numeric, paint=paint)
+
+
+def _inline(value: Any, name: str = "") -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int) and name.endswith("bytes"):
+        return size(value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {_inline(v, str(k))}" for k, v in value.items())
+    if isinstance(value, list | tuple):
+        if all(isinstance(v, int | None) and not isinstance(v, bool) for v in value) and value:
+            return "[" + ", ".join("?" if v is None else str(v) for v in value) + "]"
+        return ", ".join(_inline(v) for v in value) or "[]"
+    return str(value)
+
+
+def _bound(bound: Bound) -> str:
+    name = bound.fact.replace("_", " ")
+    if bound.equals is not None:
+        if isinstance(bound.equals, bool):
+            return name if bound.equals else f"not {name}"
+        return f"{name} = {bound.equals}"
+    if bound.min is not None and bound.max is not None:
+        return f"{bound.min} <= {name} <= {bound.max}"
+    return f"{name} >= {bound.min}" if bound.min is not None else f"{name} <= {bound.max}"

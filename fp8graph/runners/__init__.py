@@ -1,0 +1,1 @@
+"""Floor 6: runtimes, each in its own file."""

@@ -1,0 +1,88 @@
+"""ONNX Runtime on the CPU, with the settings under which FP8 graphs are computed as written.
+
+At its default level it removes a Relu in front of an FP8 QuantizeLinear, forms integer kernels with FP8 operands and
+turns biases into int32 (measured with 1.31.1); `session.disable_quant_qdq` and leaving `ReluQuantRewrite` out cure all
+three, and weights are still folded once at load.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from fp8graph.base.errors import BackendError
+from fp8graph.graph.save import weight_bytes
+from fp8graph.runners.base import Feeds, Outputs
+from fp8graph.runners.expand.bfloat16 import expand
+
+_DISABLED = ["ReluQuantRewrite"]
+# Above this a model goes to the session as files: a protobuf ends at 2 GiB, and its copies cost memory before that.
+_IN_MEMORY = 256_000_000
+
+
+class OnnxRuntime:
+    """One session. `model` is a path or a model of ours; bf16, which has no kernels here, is run as rounded fp32.
+
+    threads   intra-op threads; 1 makes results independent of the machine's load
+    exact     False leaves ONNX Runtime's default settings: what a user gets who loads the file plainly
+    """
+
+    def __init__(self, model: Path | ir.Model, *, threads: int = 1, exact: bool = True) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        options.enable_mem_pattern = False
+        disabled: list[str] = []
+        if exact:
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
+            disabled = _DISABLED
+
+        def session(given: str | bytes) -> Any:
+            return onnxruntime.InferenceSession(
+                given, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
+            )
+
+        try:
+            self._session = session(str(model)) if isinstance(model, Path) else _from_memory(model, session)
+        except Exception as error:  # onnxruntime raises its own types, all of them from Exception
+            raise _failed("ONNX Runtime cannot load the model", error) from error
+        self._names = [output.name for output in self._session.get_outputs()]
+
+    @property
+    def outputs(self) -> Sequence[str]:
+        """Names of the outputs."""
+        return self._names
+
+    def run(self, feeds: Feeds) -> Outputs:
+        """Arrays by output name. Raises BackendError FG131 with ONNX Runtime's reason."""
+        try:
+            return dict(zip(self._names, self._session.run(self._names, dict(feeds)), strict=True))
+        except Exception as error:  # onnxruntime raises its own types, all of them from Exception
+            raise _failed("ONNX Runtime cannot run the model", error) from error
+
+
+def _from_memory(model: ir.Model, session: Any) -> Any:
+    expanded = expand(model)
+    if weight_bytes(expanded) < _IN_MEMORY:
+        return session(ir.to_proto(expanded).SerializeToString())
+    with tempfile.TemporaryDirectory(prefix="fp8graph-") as folder:
+        path = Path(folder) / "model.onnx"
+        ir.save(expanded, path, external_data="model.data")
+        return session(str(path))
+
+
+def _failed(what: str, error: Exception) -> BackendError:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return BackendError(
+        what,
+        why=lines[0][:600] if lines else type(error).__name__,
+        do="run the original model in ONNX Runtime first",
+        code="FG131",
+    )

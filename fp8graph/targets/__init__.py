@@ -1,0 +1,1 @@
+"""Packaged targets: one TOML file with the legality and cost table of one engine."""

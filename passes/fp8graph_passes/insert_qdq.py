@@ -1,0 +1,162 @@
+"""Insert Q/DQ as the plan says, and store weights in their format.
+
+What it does   1. A constant operand becomes an initializer of codes behind DequantizeLinear; the codes are computed
+                  as the file is written.
+               2. Any other operand gets QuantizeLinear and DequantizeLinear right behind its producer; equal Quants
+                  share one pair.
+               Scales are float32 (an fp16 scale is inexact below an amax of 0.03); an activation's scale has rank 0,
+               for a Conv falls back on one of shape [1]. The format is said by `output_dtype`, without a zero point:
+               the form in which ONNX Runtime removes no Relu.
+Why            This is what an engine turns into FP8 arithmetic.
+Exactness      it is the quantization itself
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from fp8graph import formats
+from fp8graph.base.errors import InputError
+from fp8graph.core.context import Context
+from fp8graph.core.passes import Approximate, Exactness, RewritePass, Stage
+from fp8graph.data.plan import High, OpKey, Quant
+from fp8graph.formats.spec import Format
+from fp8graph.graph import edit, tensors, walk
+from fp8graph.numerics import cast
+from fp8graph.numerics.scale import channel_amax, scale_from_amax
+
+
+@dataclass(frozen=True)
+class InsertQDQ(RewritePass):
+    """Carry out the plan's quantization."""
+
+    stage: ClassVar[Stage] = Stage.QUANTIZE
+    exact: ClassVar[Exactness] = Approximate("rounds operands to the plan's formats")
+
+    def rewrite(self, model: ir.Model, ctx: Context) -> int:
+        """Every quantized op of the plan once. Raises InputError FG212 for a weight that is not finite."""
+        if ctx.plan is None:
+            return 0
+        work = _Insertion(model)
+        for place in list(walk.walk(model)):
+            decision = ctx.plan.ops.get(place.key)
+            for slot, quant in sorted(decision.inputs.items()) if decision is not None else ():
+                assert decision is not None
+                work.quantize(place, slot, quant, decision.high)
+        edit.drop_unused_initializers(work.replaced)
+        return work.changes
+
+
+class _Insertion:
+    def __init__(self, model: ir.Model) -> None:
+        self.names = edit.Names(model)
+        self.codes: dict[tuple[ir.Value, Quant], ir.Value] = {}
+        self.scales: dict[tuple[ir.Value, Quant], ir.Value] = {}
+        self.outputs: dict[tuple[ir.Value, Quant, High], ir.Value] = {}
+        self.replaced: list[ir.Value] = []
+        self.changes = 0
+
+    def quantize(self, place: walk.Place, slot: int, quant: Quant, high: High) -> None:
+        value = place.node.inputs[slot]
+        if value is None or value.graph is None or isinstance(value.graph, ir.Function):
+            raise InputError(
+                "the plan quantizes an input that is not there", where=f"op {place.key}, input {slot}", code="FG110"
+            )
+        done = self.outputs.get((value, quant, high))
+        if done is None:
+            constant = tensors.is_constant(value)
+            done = self._weight(place, value, quant, high) if constant else self._activation(place, value, quant, high)
+            self.outputs[value, quant, high] = done
+        edit.replace_input(place.node, slot, done)
+        self.changes += 1
+
+    def _weight(self, place: walk.Place, value: ir.Value, quant: Quant, high: High) -> ir.Value:
+        graph = value.graph
+        assert isinstance(graph, ir.Graph)
+        if (value, quant) not in self.codes:
+            self._encode(graph, value, quant)
+            self.replaced.append(value)
+        node = self._dequantize(self.codes[value, quant], value, quant, high, place.key)
+        if place.node.graph is graph:
+            graph.insert_before(place.node, [node])
+        else:  # read from a body: the weight's own graph comes first
+            edit.insert_after(value, [node], graph)
+        return node.outputs[0]
+
+    def _encode(self, graph: ir.Graph, value: ir.Value, quant: Quant) -> None:
+        form, granularity = formats.get(quant.format), quant.granularity
+        array = tensors.read(value)
+        amax = channel_amax(array, granularity)
+        tensors.release(value)
+        if not np.isfinite(amax).all():
+            raise InputError("a weight holds a NaN or an infinity", where=f"initializer '{value.name}'", code="FG212")
+        scale = np.asarray(scale_from_amax(amax, form), np.float32)
+        shape = granularity.broadcast_shape(array.shape)
+
+        def encoded(weight: tensors.Array) -> tensors.Array:
+            return cast.encode(weight, form, scale.reshape(shape)).view(cast.ml_dtype(form))
+
+        codes = tensors.lazy_from(
+            value, self.names.fresh(f"{value.name}_{_suffix(form)}"), encoded, dtype=ir.DataType(form.onnx_type)
+        )
+        graph.register_initializer(codes)
+        self.codes[value, quant] = codes
+        self.scales[value, quant] = self._scale(graph, value, scale)
+
+    def _activation(self, place: walk.Place, value: ir.Value, quant: Quant, high: High) -> ir.Value:
+        graph = value.graph
+        assert graph is not None
+        form = formats.get(quant.format)
+        if (value, quant) not in self.codes:
+            if quant.scale.value is None:
+                raise InputError(
+                    "the plan holds no number for a scale",
+                    where=f"tensor '{quant.value}'",
+                    do="give data",
+                    code="FG110",
+                )
+            owner = graph if isinstance(graph, ir.Graph) else graph.graph
+            self.scales[value, quant] = self._scale(owner, value, np.asarray(quant.scale.value, np.float32))
+            node = edit.new_node(
+                "QuantizeLinear",
+                [value, self.scales[value, quant]],
+                self.names,
+                output=f"{value.name}_q",
+                shape=value.shape,
+                dtype=ir.DataType(form.onnx_type),
+                attributes={"output_dtype": form.onnx_type},
+                serves=place.key,
+            )
+            edit.insert_after(value, [node], graph)
+            self.codes[value, quant] = node.outputs[0]
+        codes = self.codes[value, quant]
+        node = self._dequantize(codes, value, quant, high, place.key)
+        edit.insert_after(codes, [node], graph)
+        return node.outputs[0]
+
+    def _dequantize(self, codes: ir.Value, value: ir.Value, quant: Quant, high: High, key: OpKey) -> ir.Node:
+        axes = [axis for axis, _ in quant.granularity.blocks]
+        attributes = {"axis": axes[0]} if axes else {}
+        return edit.new_node(
+            "DequantizeLinear",
+            [codes, self.scales[value, quant]],
+            self.names,
+            output=f"{value.name}_dq",
+            shape=value.shape,
+            dtype=tensors.ONNX[high],
+            attributes=attributes,
+            serves=key,
+        )
+
+    def _scale(self, graph: ir.Graph, value: ir.Value, scale: tensors.Array) -> ir.Value:
+        constant = tensors.constant(self.names.fresh(f"{value.name}_scale"), scale)
+        graph.register_initializer(constant)
+        return constant
+
+
+def _suffix(form: Format) -> str:
+    return f"{'fp' if form.kind == 'float' else 'int'}{form.bits}"

@@ -1,0 +1,360 @@
+"""What each command calls, prints, puts into its document and ends with."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fp8graph.base.errors import UsageError
+from fp8graph.base.findings import Finding
+from fp8graph.data import recipe as recipes
+from fp8graph.data import target as targets
+from fp8graph.data.comparison import Comparison, OutputDifference
+
+from .conftest import attestation, verdict
+
+OPTIMIZE = ("optimize", "m.onnx", "-o", "o.onnx")
+
+
+def test_optimize_puts_what_acceptance_reads_into_its_document(cli, flow):
+    done = cli(*OPTIMIZE, "--data", "c.npz", "--json")
+    assert done.status == 0
+    assert done.err == ""
+    result = done.json["result"]
+    assert (result["planned"], result["kept"], result["plan"]) == (2, 3, "o.onnx.plan.json")
+    assert result["planned_by"] == {"fp8": 2, "int8": 0, "fp4": 0, "storage": 0}
+    assert {name: result["comparison"]["logits"][name] for name in ("sqnr_db", "cosine", "max_abs")} == {
+        "sqnr_db": 31.24,
+        "cosine": 0.999612,
+        "max_abs": 0.0812,
+    }
+    assert done.json["files"][0] == {"path": "o.onnx", "sha256": "00", "bytes": 400_000}
+    assert done.json["findings"][0]["code"] == "FG121"
+
+
+def test_optimize_without_a_comparison_says_null(cli, flow):
+    usual = flow.answers["optimize"]
+
+    def answer(asked):
+        done = usual(asked)
+        done.comparison = None
+        return done
+
+    flow.answers["optimize"] = answer
+    assert cli(*OPTIMIZE, "--no-compare", "--json").json["result"]["comparison"] is None
+    assert flow.calls["optimize"]["compare"] is False
+
+
+def test_optimize_hints_at_the_next_command(cli, flow):
+    assert "build o.onnx -o o.engine --target tensorrt-rtx:sm89 --attest" in cli(*OPTIMIZE).out
+    assert "optimize m.onnx -o o.onnx --plan o.onnx.plan.json" in cli(*OPTIMIZE, "--plan-only").out
+
+
+def test_calibrate_says_what_it_observed(cli, flow):
+    done = cli("calibrate", "m.onnx", "-o", "r.json", "--data", "c.npz")
+    assert done.status == 0
+    assert "observed 2 tensors of m.onnx on 128 samples" in done.out
+    assert "optimize m.onnx -o OUT --ranges r.json" in done.out
+    done = cli("calibrate", "m.onnx", "-o", "r.json", "--data", "c.npz", "--json")
+    assert done.json["result"] == {"ranges": "r.json", "tensors": 2, "samples": 128}
+
+
+def test_build_names_engine_chips_and_warnings(cli, flow):
+    done = cli("build", "o.onnx", "-o", "o.engine")
+    assert done.status == 0
+    assert "o.engine  for sm89 by tensorrt-rtx 1.7.1, from o.onnx" in done.out
+    assert "warning: the timing cache is left out" in done.out
+    assert "attest o.engine --model o.onnx" in done.out
+    result = cli("build", "o.onnx", "-o", "o.engine", "--json").json["result"]
+    assert (result["engine"], result["chips"]) == ("o.engine", ["sm89"])
+
+
+def test_build_attests_at_once_where_asked(cli, flow):
+    done = cli("build", "o.onnx", "-o", "o.engine", "--attest")
+    assert done.status == 0
+    assert "1 of 1 planned FP8 ops run in FP8 on sm89" in done.out
+    usual = flow.answers["build"]
+
+    def broken(asked):
+        made = usual(asked)
+        made.attestation = attestation(conv2=verdict("Conv", "conv2", "fell-back"))
+        return made
+
+    flow.answers["build"] = broken
+    assert cli("build", "o.onnx", "-o", "o.engine", "--attest").status == 1
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "words", "status"),
+    [
+        (["fp8", "fp8"], [], 0),
+        (["fp8", "fell-back"], [], 1),
+        (["fp8", "unknown"], [], 1),
+        (["fp8", "absent"], ["--require", "fp8>=0.5"], 0),
+        (["fp8", "absent"], ["--require", "fp8>=0.51"], 1),
+        (["fp8", "absent"], ["--require", "fp8>=50%", "macs_fp8>=0.9"], 1),
+        (["fp8", "fp8"], ["--require", "fp8>=1", "weight_bytes_fp8>=1"], 0),
+        (["fp8"], ["--require", "storage>=0.1"], 1),
+        ([], [], 0),
+        ([], ["--require", "fp8>=0.1"], 1),
+    ],
+)
+def test_attest_is_0_only_where_the_engine_does_what_was_promised(cli, flow, verdicts, words, status):
+    ops = {f"op{i}": verdict("Conv", f"op{i}", what) for i, what in enumerate(verdicts)}
+    flow.answers["attest"] = attestation(**ops)
+    done = cli("attest", "e.engine", "--model", "m.onnx", *words)
+    assert done.status == status
+    assert cli("attest", "e.engine", "--model", "m.onnx", "--json", *words).status == status
+
+
+def test_attest_of_a_model_that_promises_nothing_is_no_success(cli, flow):
+    nothing = attestation()
+    object.__setattr__(nothing, "plan", "")
+    flow.answers["attest"] = nothing
+    done = cli("attest", "e.engine", "--model", "m.onnx")
+    assert done.status == 1
+    assert "the model's Q/DQ promise nothing" in done.out
+
+
+def test_attest_puts_verdicts_counts_and_shares_into_its_document(cli, flow):
+    result = cli("attest", "e.engine", "--model", "m.onnx", "--json").json["result"]
+    assert result["counts"] == {"fp8": 2}
+    assert (result["macs_fp8"], result["weight_bytes_fp8"]) == (1.0, 1.0)
+    assert result["verdicts"]["conv2"]["planned"] == "fp8"
+
+
+def test_attest_refuses_a_requirement_that_does_not_exist(cli, flow):
+    done = cli("attest", "e.engine", "--model", "m.onnx", "--require", "fp9>=0.5")
+    assert done.status == 2
+    assert "did you mean 'fp8'?" in done.err
+    assert flow.calls == {}
+
+
+OUTPUTS = {
+    "logits": OutputDifference(25.0, 0.999, 0.1),
+    "same": OutputDifference(None, None, 0.0, equal=True),
+}
+LABELS = {**OUTPUTS, "labels": OutputDifference(None, None, 3.0)}
+
+
+@pytest.mark.parametrize(
+    ("outputs", "words", "status"),
+    [
+        (OUTPUTS, [], 0),
+        (OUTPUTS, ["--min-sqnr", "25"], 0),
+        (OUTPUTS, ["--min-sqnr", "25.1"], 1),
+        (OUTPUTS, ["--min-sqnr", "99", "logits:20"], 0),
+        (OUTPUTS, ["--atol", "0.1"], 0),
+        (OUTPUTS, ["--atol", "0.05"], 1),
+        (OUTPUTS, ["--min-sqnr", "20", "--atol", "0.05"], 1),
+        (LABELS, [], 0),
+        (LABELS, ["--min-sqnr", "20"], 1),
+        (LABELS, ["--min-sqnr", "logits:20"], 0),
+        (LABELS, ["--min-sqnr", "20", "--atol", "labels:3"], 0),
+        (LABELS, ["--min-sqnr", "20", "--atol", "labels:2"], 1),
+        ({"y": OutputDifference(30.0, 1.0, 0.1, new_nonfinite=2)}, [], 1),
+    ],
+)
+def test_compare_measures_and_holds_to_a_tolerance(cli, flow, outputs, words, status):
+    flow.answers["compare"] = Comparison(outputs, 8)
+    assert cli("compare", "a.onnx", "b.onnx", "--data", "d.npz", *words).status == status
+
+
+def test_compare_takes_its_sides_wherever_they_stand(cli, flow):
+    done = cli("compare", "a.onnx@onnxruntime", "--samples", "3", "b.onnx", "--data", "d.npz", "--json")
+    assert done.status == 0, done.err
+    asked = flow.calls["compare"]
+    assert (asked["a"], asked["b"], asked["samples"]) == ("a.onnx@onnxruntime", "b.onnx", 3)
+    assert done.json["result"]["outputs"]["logits"]["sqnr_db"] == 31.24
+
+
+def test_compare_is_1_where_shapes_differ_and_2_for_an_unknown_output(cli, flow):
+    flow.answers["compare"] = Comparison(OUTPUTS, 8, ("logits: shapes differ, [1, 3] and [1, 4]",))
+    done = cli("compare", "a", "b", "--data", "d")
+    assert done.status == 1
+    assert "shapes differ" in done.out
+    done = cli("compare", "a", "b", "--data", "d", "--min-sqnr", "logit:3")
+    assert done.status == 2
+    assert "did you mean 'logits'?" in done.err
+
+
+FOUND = (
+    Finding("FG305", "error", "conv1", "only one operand is quantized", "quantize the weight"),
+    Finding("FG301", "info", "fc1", "the kernel has more than 32 elements"),
+    Finding("FG311", "warning", "", "opset 13 is below 21"),
+)
+
+
+@pytest.mark.parametrize(
+    ("words", "codes", "status"),
+    [
+        ([], ["FG305", "FG301", "FG311"], 1),
+        (["--select", "FG301"], ["FG301"], 0),
+        (["--select", "fg30,FG311", "--ignore", "FG305", "FG311"], ["FG301"], 0),
+        (["--ignore", "FG3"], [], 0),
+        (["--exit-zero"], ["FG305", "FG301", "FG311"], 0),
+    ],
+)
+def test_check_is_one_line_for_each_finding_code_first(cli, flow, words, codes, status):
+    flow.answers["check"] = FOUND
+    done = cli("check", "m.onnx", *words)
+    assert done.status == status
+    assert [line.split()[0] for line in done.out.splitlines()[:-1]] == codes
+    document = json.loads(cli("check", "m.onnx", "--output-format", "json", *words).out)
+    assert [item["code"] for item in document["findings"]] == codes
+
+
+INSIDE = {
+    "kind": "plan",
+    "target": "tensorrt-rtx",
+    "ops": {"Conv": {"fp8": 2, "kept": 1}},
+    "rows": [
+        {"key": "layers.0/conv", "name": "/conv", "op_type": "Conv", "do": "quantize", "why": "FG201"},
+        {"key": "layers.1/relu", "name": "/relu", "op_type": "Relu", "do": "keep", "why": "FG202"},
+    ],
+}
+
+
+def test_inspect_prints_values_then_sections(cli, flow):
+    flow.answers["inspect"] = INSIDE
+    assert cli("inspect", "p.json").out == (
+        "kind    plan\n"
+        "target  tensorrt-rtx\n"
+        "\n"
+        "ops\n"
+        "        fp8  kept\n"
+        "  Conv    2     1\n"
+        "\n"
+        "rows\n"
+        "  key            name   op_type  do        why\n"
+        "  layers.0/conv  /conv  Conv     quantize  FG201\n"
+        "  layers.1/relu  /relu  Relu     keep      FG202\n"
+    )
+    assert cli("inspect", "p.json", "--json").json["result"] == INSIDE
+    assert cli("inspect", "p.json", "--show", "io").out == "this plan has no io\n"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "keys"),
+    [
+        ("layers.0/*", ["layers.0/conv"]),
+        ("/relu", ["layers.1/relu"]),
+        ("type:Conv", ["layers.0/conv"]),
+        ("re:layers.*", ["layers.0/conv", "layers.1/relu"]),
+    ],
+)
+def test_inspect_narrows_to_ops(cli, flow, pattern, keys):
+    flow.answers["inspect"] = INSIDE
+    result = cli("inspect", "p.json", "--op", pattern, "--json").json["result"]
+    assert [row["key"] for row in result["rows"]] == keys
+
+
+@pytest.mark.parametrize(("pattern", "code"), [("layers.9/*", "FG109"), ("re:[", "FG100")])
+def test_inspect_refuses_a_pattern_that_selects_nothing(cli, flow, pattern, code):
+    flow.answers["inspect"] = INSIDE
+    done = cli("inspect", "p.json", "--op", pattern)
+    assert done.status == 2
+    assert f"error[{code}]" in done.err
+
+
+def test_doctor_says_what_is_usable_and_how_to_get_the_rest(cli, flow):
+    done = cli("doctor", "--require", "tensorrt-rtx")
+    assert done.status == 0
+    assert "tensorrt-rtx    usable: build, attest" in done.out
+    assert "install: pip install 'fp8graph[tensorrt]'" in done.out
+    done = cli("doctor", "--require", "tensorrt")
+    assert done.status == 1
+    assert "required and not usable: tensorrt" in done.out
+    assert cli("doctor", "--require", "tensort").status == 2
+    assert cli("doctor", "--json").json["result"]["python"] == "3.11.7"
+
+
+def test_recipes_are_listed_shown_and_validated(cli, tmp_path, monkeypatch):
+    rows = cli("recipes", "--json").json["result"]["recipes"]
+    assert [row["name"] for row in rows] == recipes.names()
+    assert all(row["summary"] for row in rows)
+    shown = cli("recipes", "show", "fp8-default").out
+    mine = tmp_path / "mine.toml"
+    mine.write_text(shown, encoding="utf-8")
+    assert recipes.load(str(mine)).to_json() == recipes.load("fp8-default").to_json()
+    assert cli("recipes", "show", mine).out == shown
+    assert cli("recipes", "show", "fp8-defalt").status == 2
+
+    from fp8graph.core import registry
+
+    asked: list[str] = []
+    monkeypatch.setattr(registry, "entry", asked.append)
+    done = cli("recipes", "validate", mine)
+    assert done.status == 0, done.err
+    assert set(asked) == {*recipes.load("fp8-default").rules, *recipes.load("fp8-default").passes}
+
+
+def test_a_recipe_with_a_typo_is_status_2_and_names_the_key(cli, tmp_path):
+    mine = tmp_path / "mine.toml"
+    mine.write_text('extends = "fp8-default"\n[quantise]\nops = ["Conv"]\n', encoding="utf-8")
+    done = cli("recipes", "validate", mine)
+    assert done.status == 2
+    assert "error[FG140]" in done.err
+    assert "'quantise'" in done.err
+
+
+def test_a_recipe_with_an_unknown_rule_is_status_2(cli, tmp_path, monkeypatch):
+    from fp8graph.core import registry
+
+    def unknown(name: str) -> None:
+        raise UsageError(f"there is no pass '{name}'", code="FG113")
+
+    monkeypatch.setattr(registry, "entry", unknown)
+    mine = tmp_path / "mine.toml"
+    mine.write_text('extends = "fp8-default"\nrules = ["keep-sensitve"]\n', encoding="utf-8")
+    done = cli("recipes", "validate", mine)
+    assert done.status == 2
+    assert "there is no pass 'keep-sensitve'" in done.err
+
+
+def test_targets_are_listed_and_every_page_has_its_sources(cli):
+    rows = cli("targets", "--json").json["result"]["targets"]
+    assert [row["name"] for row in rows] == targets.names()
+    for name in targets.names():
+        page = cli("targets", "show", name)
+        assert page.status == 0
+        result = cli("targets", "show", name, "--json").json["result"]
+        assert all(row["source"] for row in result["rows"])
+        assert page.out.count("source: ") == len(result["rows"])
+
+
+def test_a_target_s_page_narrows_to_an_op_and_a_chip(cli):
+    result = cli("targets", "show", "tensorrt-rtx:sm89", "--op", "MatMul", "--json").json["result"]
+    assert result["rows"]
+    assert all("MatMul" in row["ops"] for row in result["rows"])
+    done = cli("targets", "show", "tensorrt-rtx", "--op", "MatMull")
+    assert done.status == 2
+    assert "did you mean 'MatMul'?" in done.err
+    assert cli("targets", "show", "tensorrt-rtx:sm86").status == 2
+
+
+def test_passes_are_listed_with_their_owners(cli, monkeypatch, tmp_path):
+    from fp8graph.core import registry
+
+    path = tmp_path / "fold_it.py"
+    path.write_text('"""Folds it.\n\nThe page.\n"""\n', encoding="utf-8")
+    entry = registry.PassEntry("fold-it", "acme", "acme_passes.fold_it", path)
+    monkeypatch.setattr(registry, "catalog", lambda: (entry,))
+    assert cli("passes").out == "fold-it  acme  Folds it.\n"
+    assert cli("passes", "--json").json["result"] == {
+        "passes": [{"name": "fold-it", "owner": "acme", "summary": "Folds it."}]
+    }
+    assert cli("passes", "show", "fold-it").out == "fold-it  of acme\n\nFolds it.\n\nThe page.\n"
+    assert cli("passes", "show", "fold-that").status == 2
+
+
+def test_explain_prints_pages_and_lists_codes(cli):
+    done = cli("explain", "fg214", "FG302")
+    assert done.status == 0
+    assert done.out.startswith("FG214  kept in fp32")
+    assert "FG302  the target refuses" in done.out
+    assert cli("explain", "FG214", "--json").json["result"]["codes"][0]["code"] == "FG214"
+    assert "FG900" in cli("explain").out
+    assert cli("explain", "FG215x").status == 2
+    assert "third-party" in cli("explain", "ACME12").err

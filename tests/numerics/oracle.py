@@ -1,0 +1,100 @@
+"""Exact rational rounding, written from the definition of the formats and sharing nothing with fp8graph.
+
+Numbers are integers times powers of two, as Python integers: no float, no numpy, no table, no search.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from fractions import Fraction
+
+
+@dataclass(frozen=True)
+class Float:
+    """A binary float format: sign, exponent, mantissa. `largest` is the code of the largest finite value."""
+
+    exponent: int
+    mantissa: int
+    bias: int
+    largest: int
+    nans: frozenset[int]
+
+    @property
+    def sign(self) -> int:
+        return 1 << (self.exponent + self.mantissa)
+
+
+E4M3FN = Float(4, 3, 7, 0x7E, frozenset({0x7F, 0xFF}))
+E5M2 = Float(5, 2, 15, 0x7B, frozenset({0x7D, 0x7E, 0x7F, 0xFD, 0xFE, 0xFF}))
+FP32 = Float(8, 23, 127, 0x7F7FFFFF, frozenset())
+BY_NAME = {"e4m3fn": E4M3FN, "e5m2": E5M2}
+
+NAN = None  # what code() answers for a NaN: any of the format's NaN codes is right
+
+
+def bits(number: float) -> int:
+    """The fp32 pattern of a number that fp32 holds."""
+    return int(struct.unpack("<I", struct.pack("<f", number))[0])
+
+
+def exact(pattern: int) -> Fraction:
+    """The value of a finite fp32 pattern."""
+    sign = -1 if pattern >> 31 else 1
+    exponent, fraction = (pattern >> 23) & 0xFF, pattern & 0x7FFFFF
+    if exponent == 0xFF:
+        raise ValueError(f"{pattern:#x} is not finite")
+    significand = fraction + (1 << 23 if exponent else 0)
+    return sign * significand * Fraction(2) ** (max(exponent, 1) - 150)
+
+
+def _round(significand: int, power: int, format: Float) -> int:
+    """Code, without sign, of significand * 2^power, to nearest, ties to even. May be beyond `largest`."""
+    if significand == 0:
+        return 0
+    # exponent of the last mantissa bit: that of the leading bit less the mantissa, no less than the subnormals'
+    leading = significand.bit_length() - 1 + power
+    last = max(leading, 1 - format.bias) - format.mantissa
+    shift = last - power
+    if shift <= 0:
+        steps = significand << -shift
+    else:
+        steps, rest = divmod(significand, 1 << shift)
+        if 2 * rest > 1 << shift or (2 * rest == 1 << shift and steps % 2):
+            steps += 1
+    # steps = 2^mantissa is the first normal number: field and carry add up as integers
+    return ((last + format.mantissa + format.bias - 1) << format.mantissa) + steps
+
+
+def code(pattern: int, format: Float) -> int | None:
+    """The saturated code of an fp32 pattern; NAN for a NaN."""
+    sign = format.sign if pattern >> 31 else 0
+    exponent, fraction = (pattern >> 23) & 0xFF, pattern & 0x7FFFFF
+    if exponent == 0xFF:
+        return NAN if fraction else sign | format.largest
+    significand = fraction + (1 << 23 if exponent else 0)
+    return sign | min(_round(significand, max(exponent, 1) - 150, format), format.largest)
+
+
+def divide(x: int, s: int) -> int:
+    """fp32 pattern of fl32(x / s) for finite x and finite, positive s, both patterns. Overflow gives infinity."""
+    quotient = abs(exact(x)) / exact(s)
+    # enough digits that the rest decides only whether the quotient lies strictly between two of them
+    digits = quotient.denominator.bit_length() - quotient.numerator.bit_length() + 64
+    scaled = quotient * Fraction(2) ** digits
+    significand, between = scaled.numerator // scaled.denominator, scaled.denominator != 1
+    rounded = _round(2 * significand + between, -digits - 1, FP32)
+    return (x & 0x80000000) | min(rounded, 0x7F800000)
+
+
+def decode(code: int, format: Float) -> Fraction | None:
+    """The exact value of a code; None for NaN and infinities."""
+    magnitude = code & ~format.sign
+    if magnitude > format.largest:
+        return None
+    exponent, fraction = magnitude >> format.mantissa, magnitude % (1 << format.mantissa)
+    if exponent:
+        value = (1 + Fraction(fraction, 1 << format.mantissa)) * Fraction(2) ** (exponent - format.bias)
+    else:
+        value = Fraction(fraction, 1 << format.mantissa) * Fraction(2) ** (1 - format.bias)
+    return -value if code & format.sign else value

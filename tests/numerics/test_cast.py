@@ -1,0 +1,356 @@
+"""encode, decode and fake_quantize against the exact oracle: values, shapes, scales, threads, memory."""
+
+from __future__ import annotations
+
+import tracemalloc
+from fractions import Fraction
+
+import ml_dtypes
+import numpy as np
+import oracle
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fp8graph import formats
+from fp8graph.formats.spec import Format, PerAxis
+from fp8graph.numerics import cast
+from fp8graph.numerics.cast import decode, encode, fake_quantize, ml_dtype, tiles
+
+FORMATS = [formats.get(name) for name in ("e4m3fn", "e5m2")]
+RNG = np.random.default_rng
+every_format = pytest.mark.parametrize("format", FORMATS, ids=str)
+
+
+def f32(patterns) -> np.ndarray:
+    return np.asarray(patterns, np.uint32).view(np.float32)
+
+
+def patterns(values) -> list[int]:
+    return np.asarray(values, np.float32).reshape(-1).view(np.uint32).tolist()
+
+
+def assert_codes(codes: np.ndarray, wanted: list[int | None], format: Format, values) -> None:
+    """Codes are those of the oracle; where it says NaN, any NaN code will do."""
+    wrong = [
+        (float(value), hex(code), want)
+        for code, want, value in zip(codes.reshape(-1).tolist(), wanted, np.asarray(values).reshape(-1), strict=True)
+        if (not format.is_nan(code) if want is oracle.NAN else code != want)
+    ]
+    assert wrong == [], f"{len(wrong)} wrong"
+
+
+def assert_rounds_as_the_oracle(values: np.ndarray, format: Format) -> None:
+    exact = oracle.BY_NAME[format.name]
+    assert_codes(encode(values, format), [oracle.code(bits, exact) for bits in patterns(values)], format, values)
+
+
+def same_bits(left: np.ndarray, right: np.ndarray) -> bool:
+    """Equal float32 arrays, zeros by sign, all NaN alike."""
+    nan = np.isnan(left)
+    return (
+        left.shape == right.shape
+        and np.array_equal(nan, np.isnan(right))
+        and np.array_equal(np.where(nan, 0, left.view(np.uint32)), np.where(nan, 0, right.view(np.uint32)))
+    )
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+@every_format
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=["float16", "bfloat16"])
+def test_every_16_bit_float_rounds_as_the_oracle(format, dtype):
+    values = np.arange(1 << 16, dtype=np.uint16).view(dtype)
+    wanted = [oracle.code(bits, oracle.BY_NAME[format.name]) for bits in patterns(values.astype(np.float32))]
+    assert_codes(encode(values, format), wanted, format, values.astype(np.float32))
+
+
+@every_format
+def test_every_upper_half_rounds_as_the_oracle_with_the_least_and_the_greatest_lower_half(format):
+    upper = np.arange(1 << 16, dtype=np.uint32) << 16
+    assert_rounds_as_the_oracle(f32(np.concatenate([upper | 1, upper | 0xFFFF])), format)
+
+
+@every_format
+def test_codes_midpoints_and_their_fp32_neighbours_round_as_the_oracle(format):
+    exact = oracle.BY_NAME[format.name]
+    finite = [value for code in range(exact.largest + 1) if (value := oracle.decode(code, exact)) is not None]
+    beyond = 2 * finite[-1] - finite[-2]
+    points = finite + [(low + high) / 2 for low, high in zip(finite, [*finite[1:], beyond], strict=True)]
+    values = np.array([float(point) for point in points], np.float32)
+    assert [Fraction(float(value)) for value in values] == points
+    around = [values, np.nextafter(values, np.float32(np.inf)), np.nextafter(values, np.float32(-np.inf))]
+    assert_rounds_as_the_oracle(np.concatenate([*around, *(-part for part in around)]), format)
+
+
+@every_format
+def test_random_fp32_patterns_round_as_the_oracle(format):
+    values = f32(RNG(1).integers(0, 1 << 32, 100_000, dtype=np.uint32))
+    assert np.isnan(values).any()
+    assert_rounds_as_the_oracle(values, format)
+
+
+@every_format
+def test_what_has_no_nearest_value_is_saturated_and_nan_and_minus_zero_stay(format):
+    largest = float(format.max)
+    values = np.array([np.inf, -np.inf, 3e38, -3e38, np.nan, -0.0, 1e-45, -1e-45, 0.0], np.float32)
+    back = decode(encode(values, format), format)
+    assert back[:4].tolist() == [largest, -largest, largest, -largest]
+    assert np.isnan(back[4])
+    assert (back[5:] == 0).all()
+    assert np.signbit(back[5:]).tolist() == [True, False, True, False]
+    assert encode(f32([0x7FC00000, 0xFFC00000, 0x7F800001]), format).tolist() == [0x7F, 0xFF, 0x7F]
+
+
+@every_format
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_any_value_under_any_scale_is_one_fp32_division_and_one_rounding(format, data):
+    value = data.draw(st.floats(width=32, allow_nan=False, allow_infinity=False))
+    scale = data.draw(st.floats(min_value=2.0**-149, allow_nan=False, allow_infinity=False, width=32))
+    want = oracle.code(oracle.divide(oracle.bits(value), oracle.bits(scale)), oracle.BY_NAME[format.name])
+    assert encode(np.array([value], np.float32), format, np.float32(scale)).tolist() == [want]
+
+
+@every_format
+@pytest.mark.parametrize("scale", [1 / 3, 0.0173, 1e-3, 37.1])
+def test_quotients_next_to_midpoints_are_divided_and_not_multiplied_by_the_reciprocal(format, scale):
+    exact, scale = oracle.BY_NAME[format.name], np.float32(scale)
+    codes = np.arange(exact.largest, dtype=np.uint8)
+    low, high = decode(codes, format), decode(codes + np.uint8(1), format)
+    near = ((low.astype(np.float64) + high) / 2 * float(scale)).astype(np.float32)
+    values = np.concatenate([near, np.nextafter(near, np.float32(np.inf)), np.nextafter(near, np.float32(0))])
+    quotients = [oracle.divide(bits, oracle.bits(float(scale))) for bits in patterns(values)]
+    assert_codes(encode(values, format, scale), [oracle.code(bits, exact) for bits in quotients], format, values)
+
+
+@every_format
+def test_every_code_decodes_to_its_exact_value_and_encodes_to_itself(format):
+    codes = np.arange(256, dtype=np.uint8)
+    numbers = decode(codes, format)
+    assert numbers.dtype == np.float32
+    for code, number in zip(codes.tolist(), numbers.tolist(), strict=True):
+        value = oracle.decode(code, oracle.BY_NAME[format.name])
+        if value is not None:
+            assert Fraction(number) == value == format.value(code)
+            assert np.signbit(number) == code >> 7
+        else:
+            assert np.isnan(number) == format.is_nan(code)
+            assert np.isinf(number) == format.is_infinite(code)
+    finite = np.isfinite(numbers)
+    assert np.array_equal(encode(numbers, format)[finite], codes[finite])
+    assert same_bits(codes.view(ml_dtype(format)).astype(np.float32), numbers)
+
+
+@every_format
+@pytest.mark.parametrize("scale", [0.0, np.inf, np.nan, -0.5, 1e-40])
+def test_a_bad_scale_gives_what_ieee_division_gives(format, scale):
+    values, scale = np.array([2.0, -2.0, 0.0], np.float32), np.float32(scale)
+    with np.errstate(all="ignore"):
+        quotient = values / scale
+    wanted = [oracle.code(bits, oracle.BY_NAME[format.name]) for bits in patterns(quotient)]
+    assert_codes(encode(values, format, scale), wanted, format, values)
+
+
+@every_format
+def test_agrees_with_clipping_and_ml_dtypes_on_two_million_values(format):
+    rng, largest = RNG(2), np.float32(float(format.max))
+    values = np.concatenate(
+        [f32(rng.integers(0, 1 << 32, 1 << 20, dtype=np.uint32)), 30 * rng.standard_normal(1 << 20, np.float32)]
+    )
+    values = values[~np.isnan(values)]
+    wanted = np.clip(values, -largest, largest).astype(ml_dtype(format)).view(np.uint8)
+    assert np.array_equal(encode(values, format), wanted)
+
+
+# --- scales, shapes, threads, memory ----------------------------------------------------------------------------------
+
+
+def reference(values: np.ndarray, format: Format, scale) -> np.ndarray:
+    """The plain whole-array way, on a C-contiguous copy."""
+    largest = np.float32(float(format.max))
+    quotient = np.array(values, np.float32, order="C") / np.float32(scale)
+    return np.asarray(np.clip(quotient, -largest, largest), ml_dtype(format)).view(np.uint8)
+
+
+SHAPES = [
+    (),
+    (1,),
+    (7,),
+    (0,),
+    (3, 0, 5),
+    (300_001,),
+    (2, 3, 140_000),
+    (5, 70_001),
+    (64, 130, 3, 3),
+    (200_000, 1),
+    (1, 1, 1),
+]
+
+
+@every_format
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_every_shape_is_cut_and_put_together_again(format, shape):
+    values = np.asarray(RNG(3).standard_normal(shape, np.float32), np.float32)
+    codes = encode(values, format, np.float32(0.01))
+    assert (codes.shape, codes.dtype, codes.flags.c_contiguous) == (shape, np.uint8, True)
+    assert np.array_equal(codes, reference(values, format, 0.01))
+    assert isinstance(codes, np.ndarray)
+    assert same_bits(fake_quantize(values, format, np.float32(0.01)), decode(codes, format, np.float32(0.01)))
+
+
+@every_format
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, ">f4"], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [((64, 130, 3, 3), 0), ((64, 130, 3, 3), 1), ((300, 1000), -1), ((70_000, 5), 1), ((5, 70_000), 0)],
+)
+def test_scales_per_axis(format, dtype, shape, axis):
+    rng, granularity = RNG(4), PerAxis(axis)
+    values = (3 * rng.standard_normal(shape, np.float32)).astype(dtype)
+    scale = rng.uniform(0.001, 0.1, granularity.broadcast_shape(shape)).astype(np.float32)
+    codes = encode(values, format, scale)
+    assert np.array_equal(codes, np.concatenate([
+        np.expand_dims(reference(values.take(i, axis), format, scale.reshape(-1)[i]), axis) for i in range(shape[axis])
+    ], axis))  # fmt: skip
+    back = decode(codes, format, scale)
+    assert same_bits(back, codes.view(ml_dtype(format)).astype(np.float32) * scale)
+    assert same_bits(back, fake_quantize(values, format, scale))
+
+
+@every_format
+def test_scales_that_vary_along_two_axes_broadcast(format):
+    rng = RNG(5)
+    values, scale = rng.standard_normal((40, 50, 90), np.float32), rng.uniform(0.01, 1, (40, 1, 90)).astype(np.float32)
+    assert np.array_equal(encode(values, format, scale), reference(values, format, scale))
+
+
+@every_format
+@pytest.mark.parametrize("axis", [None, 0, 2])
+def test_any_number_of_threads_gives_the_same_bytes(format, axis):
+    values = RNG(6).standard_normal((33, 61, 600), np.float32)
+    shape = () if axis is None else PerAxis(axis).broadcast_shape(values.shape)
+    scale = np.asarray(RNG(7).uniform(0.001, 0.1, shape), np.float32)
+    codes, pair = encode(values, format, scale), fake_quantize(values, format, scale)
+    for threads in (2, 4, 99):
+        out = np.full_like(codes, 0xAA)
+        assert np.array_equal(encode(values, format, scale, threads=threads, out=out), codes)
+        assert same_bits(decode(codes, format, scale, threads=threads), pair)
+        assert same_bits(fake_quantize(values, format, scale, threads=threads), pair)
+
+
+VIEWS = {
+    "transposed": lambda x: x.T,
+    "every other row": lambda x: x[::2],
+    "every other column": lambda x: x[:, ::2],
+    "backwards": lambda x: x[::-1, ::-1],
+    "broadcast": lambda x: np.broadcast_to(x[:1], x.shape),
+    "fortran": np.asfortranarray,
+    "axes moved": lambda x: np.moveaxis(x.reshape(100, 20, 150), 0, 1),
+}
+
+
+@every_format
+@pytest.mark.parametrize("view", VIEWS)
+def test_strides_do_not_matter(format, view):
+    values = VIEWS[view](RNG(8).standard_normal((500, 600), np.float32))
+    scale = np.full(values.shape[:1] + (1,) * (values.ndim - 1), 0.02, np.float32)
+    codes = reference(values, format, scale)
+    assert np.array_equal(encode(values, format, scale), codes)
+    assert same_bits(fake_quantize(values, format, scale), decode(codes, format, scale))
+    strided = VIEWS[view](RNG(9).integers(0, 256, (500, 600), dtype=np.uint8))
+    assert same_bits(decode(strided, format, scale), decode(np.ascontiguousarray(strided), format, scale))
+
+
+def test_out_is_written_and_returned():
+    values, out = RNG(10).standard_normal((300, 700), np.float32), np.full((300, 700), 0xAA, np.uint8)
+    assert encode(values, FORMATS[0], out=out) is out
+    assert np.array_equal(out, encode(values, FORMATS[0]))
+    for wrong in (out[:1], np.asfortranarray(out), np.empty((300, 1400), np.uint8)[:, ::2], out.view(np.int8)):
+        with pytest.raises(ValueError, match="out must be"):
+            encode(values, FORMATS[0], out=wrong)
+
+
+def test_codes_of_the_ml_dtypes_type_decode_too():
+    codes = np.arange(256, dtype=np.uint8)
+    for format in FORMATS:
+        assert same_bits(decode(codes.view(ml_dtype(format)), format), decode(codes, format))
+    with pytest.raises(ValueError, match="codes must be"):
+        decode(codes.view(ml_dtype(FORMATS[0])), FORMATS[1])
+    with pytest.raises(ValueError, match="codes must be"):
+        decode(codes.astype(np.int32), FORMATS[1])
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.int8, np.int32, np.complex64, bool])
+def test_other_types_are_refused(dtype):
+    for function in (encode, fake_quantize):
+        with pytest.raises(ValueError, match="must be float32"):
+            function(np.ones(3, dtype), FORMATS[0])
+        with pytest.raises(ValueError, match="scale must be float32"):
+            function(np.ones(3, np.float32), FORMATS[0], np.ones((), dtype))
+
+
+def test_scales_that_do_not_broadcast_are_refused():
+    for shape in ((4,), (3, 1, 1), (2, 3)):
+        with pytest.raises(ValueError, match="does not broadcast"):
+            encode(np.ones((5, 3), np.float32), FORMATS[0], np.ones(shape, np.float32))
+
+
+def test_formats_that_the_table_cannot_hold_are_refused():
+    int8 = Format("int8", "int", 8, 0, 7, 0, False, (), False, 3, 10)
+    wide = Format("e1m6", "float", 8, 1, 6, 0, False, (0x7F,), True, 0, 0)
+    for format in (int8, wide):
+        with pytest.raises(ValueError, match="not known"):
+            encode(np.ones(3, np.float32), format)
+    assert decode(np.array([0, 127, 128, 255], np.uint8), int8).tolist() == [0, 127, -128, -1]
+
+
+def test_a_format_without_minus_zero_encodes_and_saturates_like_ml_dtypes():
+    fnuz = Format("e4m3fnuz", "float", 8, 4, 3, 8, False, (0x80,), False, 18, 19)
+    values = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    assert (encode(values, fnuz)[np.isnan(values)] == 0x80).all()
+    values = values[~np.isnan(values)].astype(np.float32)
+    wanted = np.clip(values, -240, 240).astype(ml_dtypes.float8_e4m3fnuz).view(np.uint8)
+    assert np.array_equal(encode(values, fnuz), wanted)
+
+
+def test_nothing_of_the_tensors_size_is_allocated_but_the_result():
+    values = np.zeros((8, 1 << 20), np.float16)
+    scale, limit = np.ones((8, 1), np.float32), 4 << 20
+    for function, result in ((encode, values.size), (fake_quantize, 4 * values.size)):
+        function(values[:, :4].T, FORMATS[0])  # tables are made
+        for view, scales in ((values, scale), (values.T, scale.T)):
+            tracemalloc.start()
+            function(view, FORMATS[0], scales)
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            assert peak < result + limit
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(shape=st.lists(st.integers(0, 9), min_size=1, max_size=5), limit=st.integers(1, 40))
+def test_tiles_cover_an_array_once_in_order_and_fit(shape, limit):
+    numbers = np.arange(np.prod(shape)).reshape(shape)
+    blocks = [numbers[tile] for tile in tiles(shape, limit)]
+    assert [block.ndim for block in blocks] == [len(shape)] * len(blocks)
+    assert all(0 < block.size <= limit for block in blocks)
+    assert np.array_equal(
+        np.concatenate([np.zeros(0, int), *(block.reshape(-1) for block in blocks)]), numbers.reshape(-1)
+    )
+
+
+def test_tiles_are_few_and_even():
+    for size in (1, 99, 100, 101, 199, 201, 1001):
+        sizes = [block.stop - block.start for (block,) in tiles((size,), 100)]
+        assert len(sizes) == -(-size // 100)
+        assert len(set(sizes)) == 1
+
+
+def test_threads_must_be_positive():
+    with pytest.raises(ValueError, match="threads"):
+        encode(np.ones(3, np.float32), FORMATS[0], threads=0)
+
+
+def test_tests_reach_several_blocks():
+    assert sum(1 for shape in SHAPES if shape and np.prod(shape) > cast.BLOCK) >= 4
