@@ -22,11 +22,11 @@ if TYPE_CHECKING:
         UnmetError,
         UsageError,
     )
-    from fp8graph.core.context import Context
-    from fp8graph.core.passes import PlanRule, RewritePass, Stage
+    from fp8graph.core.context import Context, OpView
+    from fp8graph.core.passes import Approximate, Exact, Opinion, PlanRule, Repair, RewritePass, Stage, Ulps
     from fp8graph.core.pipeline import Pipeline
     from fp8graph.data.attestation import Attestation
-    from fp8graph.data.plan import Decision, Plan, Reason
+    from fp8graph.data.plan import Decision, Plan, Profile, Reason
     from fp8graph.data.recipe import Recipe
     from fp8graph.data.target import Target
     from fp8graph.flow import attest, build, calibrate, check, compare, doctor, inspect, optimize
@@ -43,11 +43,11 @@ _HOMES = {
         "UnmetError",
         "UsageError",
     ),
-    "fp8graph.core.context": ("Context",),
-    "fp8graph.core.passes": ("PlanRule", "RewritePass", "Stage"),
+    "fp8graph.core.context": ("Context", "OpView"),
+    "fp8graph.core.passes": ("Approximate", "Exact", "Opinion", "PlanRule", "Repair", "RewritePass", "Stage", "Ulps"),
     "fp8graph.core.pipeline": ("Pipeline",),
     "fp8graph.data.attestation": ("Attestation",),
-    "fp8graph.data.plan": ("Decision", "Plan", "Reason"),
+    "fp8graph.data.plan": ("Decision", "Plan", "Profile", "Reason"),
     "fp8graph.data.recipe": ("Recipe",),
     "fp8graph.data.target": ("Target",),
     "fp8graph.flow": ("attest", "build", "calibrate", "check", "compare", "doctor", "inspect", "optimize"),
@@ -55,22 +55,29 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Approximate",
     "Attestation",
     "BackendError",
     "Context",
     "Decision",
+    "Exact",
     "Fp8GraphError",
     "InputError",
     "InternalError",
+    "OpView",
+    "Opinion",
     "PassContractError",
     "Pipeline",
     "Plan",
     "PlanRule",
+    "Profile",
     "Reason",
     "Recipe",
+    "Repair",
     "RewritePass",
     "Stage",
     "Target",
+    "Ulps",
     "UnmetError",
     "UsageError",
     "__version__",

@@ -66,6 +66,10 @@ def check_writable(output: Path, *, force: bool, inputs: Sequence[Path] = (), al
         )
     targets = [output, *(output.with_name(output.name + suffix) for suffix in also)]
     for target in targets:
+        if target.is_dir():
+            raise UsageError(
+                "a folder is in the way of a file beside the output", where=str(target), do="remove it", code="FG102"
+            )
         for path in inputs:
             if same_file(target, path) or target.absolute() == path.absolute():
                 raise UsageError(
@@ -106,11 +110,14 @@ def staged(output: Path) -> Iterator[Path]:
     whoever sees the output sees what belongs to it. A full disk or a missing permission is a BackendError, and
     leaves nothing.
     """
-    for stale in output.parent.glob(f"{_STAGING}{output.name}-*"):
-        shutil.rmtree(stale, ignore_errors=True)
+    prefix = f"{_STAGING}{output.name}-"
     folder: Path | None = None
     try:
-        folder = Path(tempfile.mkdtemp(prefix=f"{_STAGING}{output.name}-", dir=output.parent))
+        for stale in output.parent.iterdir():
+            # What follows is mkdtemp's: another output's name may begin like this one and go on with a hyphen.
+            if stale.name.startswith(prefix) and "-" not in stale.name[len(prefix) :]:
+                shutil.rmtree(stale, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=output.parent))
         yield folder
         made = sorted(folder.iterdir(), key=lambda path: (path.name == output.name, path.name))
         for path in made:

@@ -27,13 +27,11 @@ class Notes:
     """Append-only list of findings that passes leave for the user."""
 
     def __init__(self) -> None:
-        self._items: list[Finding] = []
+        self._items: dict[Finding, None] = {}  # a set that keeps the order
 
     def add(self, code: str, op: str, text: str, *, severity: Severity = "info", do: str = "") -> None:
         """Leaves one note; an equal one is kept once."""
-        finding = Finding(code, severity, op, text, do)
-        if finding not in self._items:
-            self._items.append(finding)
+        self._items.setdefault(Finding(code, severity, op, text, do))
 
     def items(self) -> tuple[Finding, ...]:
         """All notes in the order they came."""

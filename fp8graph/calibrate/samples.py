@@ -163,7 +163,7 @@ def _numpy(value: ir.Value) -> np.dtype[Any] | None:
     if value.dtype == ir.DataType.BFLOAT16:
         return np.dtype(ml_dtypes.bfloat16)
     try:
-        found = np.dtype(value.dtype.numpy())
-        return found
+        found: np.dtype[Any] = np.dtype(value.dtype.numpy())
     except TypeError:
         return None
+    return found

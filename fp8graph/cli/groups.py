@@ -136,16 +136,7 @@ class Data:
             action="extend",
             metavar="URI",
             known_as=("--calibration-data-path", "--load-inputs"),
-            help=".npz, .npy, a folder of them, feeds .json, script:f.py:FUNCTION, or random",
-        )
-        parser.add_argument(
-            "--data-loader-script",
-            dest="data",
-            action="extend",
-            nargs=1,
-            type=lambda text: f"script:{text}",
-            default=argparse.SUPPRESS,
-            help=argparse.SUPPRESS,
+            help=".npz, .npy, a folder of them, or random",
         )
         parser.option(
             group, "--samples", type=values.whole(1), metavar="N", known_as=("--iterations",), help="at most N samples"

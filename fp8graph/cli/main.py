@@ -17,7 +17,7 @@ COMMANDS = {
     "calibrate": "Observes the ranges that a plan needs and writes them for later runs.",
     "build": "Builds an engine from a model that `optimize` wrote.",
     "attest": "Says for every planned operator what the engine really does.",
-    "compare": "Runs two models or engines on the same data and measures how far they lie apart.",
+    "compare": "Runs two models on the same data and measures how far they lie apart.",
     "check": "Reports what keeps a model's Q/DQ from running in low precision.",
     "inspect": "Shows what is in a model, plan, ranges, engine or attestation.",
     "doctor": "Lists versions, devices and usable targets, and why the others are not.",

@@ -73,8 +73,7 @@ class BarProgress:
         self._bars = bars.Progress(
             bars.TextColumn("{task.description}"),
             bars.BarColumn(),
-            bars.MofNCompleteColumn(),
-            bars.TextColumn("{task.fields[unit]}"),
+            bars.TextColumn("{task.fields[count]}"),
             bars.TimeRemainingColumn(elapsed_when_finished=True),
             console=Console(stderr=True, no_color=not color),
             transient=True,
@@ -85,12 +84,16 @@ class BarProgress:
         """Shows one more bar."""
         if not self._open:
             self._bars.start()
-        self._open.append(self._bars.add_task(what, total=total, unit=unit))
+        self._open.append(self._bars.add_task(what, total=total, unit=unit, count=""))
 
     def step(self, n: int = 1) -> None:
         """Moves the newest bar."""
-        if self._open:
-            self._bars.advance(self._open[-1], n)
+        if not self._open:
+            return
+        self._bars.advance(self._open[-1], n)
+        task = next(one for one in self._bars.tasks if one.id == self._open[-1])
+        of = "" if task.total is None else f" of {task.total:.0f}"
+        self._bars.update(task.id, count=f"{task.completed:.0f}{of} {task.fields['unit']}")
 
     def done(self) -> None:
         """Takes the newest bar away."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from fp8graph.core.context import Context, OpView
+    from fp8graph.data.plan import Adjust, Decision
+    from fp8graph.graph.tensors import Array
 
 
 class Stage(IntEnum):
@@ -101,3 +104,28 @@ class PlanRule(ABC):
     @abstractmethod
     def decide(self, op: OpView, ctx: Context) -> Opinion | None:
         """The opinion on `op`; None asks the next rule. Reads weights if it must, never changes the model."""
+
+
+class Repair(ABC):
+    """Solves for numbers that make a decision cost less accuracy; they go into the plan, so that it replays alone.
+
+    A repair sees one op and its weights at a time, never data or a runtime: what it needs of the data it names.
+    """
+
+    @property
+    def name(self) -> str:
+        """The repair's name in recipes and in the plan."""
+        return pass_name(type(self))
+
+    def needs(self, op: OpView, decision: Decision) -> Sequence[str]:
+        """Tensors (scope and name) whose range it wants beside those of the plan; none by default."""
+        return ()
+
+    @abstractmethod
+    def solve(
+        self, op: OpView, decision: Decision, ctx: Context, weights: Callable[[int], Array]
+    ) -> Sequence[tuple[Adjust, Array]]:
+        """What it has found for a settled, quantized op: adjustments with the arrays that they refer to.
+
+        `weights(slot)` reads the constant operand of a slot; it is not kept.
+        """

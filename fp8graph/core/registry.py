@@ -19,10 +19,11 @@ from typing import Any
 
 from fp8graph.base.errors import InternalError, UsageError
 from fp8graph.base.names import did_you_mean
-from fp8graph.core.passes import PlanRule, RewritePass, pass_name
+from fp8graph.core.passes import PlanRule, Repair, RewritePass, pass_name
 
 GROUP = "fp8graph.passes"
-Pass = RewritePass | PlanRule
+Pass = RewritePass | PlanRule | Repair
+KINDS = (RewritePass, PlanRule, Repair)
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,8 @@ def from_file(spec: str) -> Pass:
             "the pass file cannot be imported", where=spec, why=f"{type(error).__name__}: {error}", code="FG113"
         ) from error
     cls = getattr(module, class_name, None)
-    if not (isinstance(cls, type) and issubclass(cls, (RewritePass, PlanRule))):
-        raise UsageError(f"'{class_name}' is no RewritePass or PlanRule", where=spec, code="FG113")
+    if not (isinstance(cls, type) and issubclass(cls, KINDS)):
+        raise UsageError(f"'{class_name}' is no RewritePass, PlanRule or Repair", where=spec, code="FG113")
     return instantiate(cls, {})
 
 
@@ -158,7 +159,7 @@ def _value(text: str) -> Any:
 def _class_in(module: Any, name: str, where: str) -> type[Pass]:
     for value in vars(module).values():
         own = isinstance(value, type) and value.__module__ == module.__name__
-        if own and issubclass(value, (RewritePass, PlanRule)) and pass_name(value) == name:
+        if own and issubclass(value, KINDS) and pass_name(value) == name:
             found: type[Pass] = value
             return found
     raise InternalError(f"the module {where} holds no class called like '{name}'", code="FG901")

@@ -59,13 +59,11 @@ def settle(plan: Plan, ranges: Ranges, model: ir.Model, notes: Notes) -> Plan:
         ops[key] = _filled(op, ranges)
         if key in retreat:
             ops[key] = _to_fp32(key, ops[key], retreat[key], notes)
-    for key, op in plan.ops.items():
-        if op.group and op.do == "quantize" and ops[key].do == "keep":
-            for other, member in ops.items():
-                if member.group == op.group and member.do == "quantize":
-                    ops[other] = member.kept(
-                        Reason("FG210", f"group {op.group}", f"decided as one, and '{key}' is kept")
-                    )
+    lost = {op.group: key for key, op in plan.ops.items() if op.group and op.do == "quantize" and ops[key].do == "keep"}
+    for key, member in list(ops.items()):
+        if member.do == "quantize" and member.group in lost:
+            text = f"decided as one, and '{lost[member.group]}' is kept"
+            ops[key] = member.kept(Reason("FG210", f"group {member.group}", text))
     return replace(plan, ops=ops, data=ranges.data)
 
 

@@ -8,12 +8,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from fp8graph.base.canon import shortest_float32
+from fp8graph.data.arrayref import ArrayRef
 from fp8graph.data.document import check_schema, malformed
 from fp8graph.formats.spec import Granularity
 
 OpKey = str
 Origin = Literal["computed", "observed", "given", "dynamic"]
 Do = Literal["quantize", "keep"]
+AdjustKind = Literal["channels", "split", "terms", "codes", "bias"]
 High = Literal["fp32", "fp16", "bf16"]
 KIND, VERSION = "plan", 1
 
@@ -76,9 +78,32 @@ class Quant:
 
 
 @dataclass(frozen=True)
+class Adjust:
+    """What a repair has found for one operand, as an array of the plan's sidecar.
+
+    kind    `codes`: the rounded weight itself. The other kinds (`channels`: factors moved between neighbours,
+            `split`: outlier channels, `terms`: an operand in two FP8 terms, `bias`: a correction) are reserved.
+    slot    input slot of the operand
+    rule    the repair that found it
+    weight  digest of the weight it was solved for: on another weight it is refused
+    """
+
+    kind: AdjustKind
+    slot: int
+    rule: str
+    value: ArrayRef
+    weight: str
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(AdjustKind):
+            raise ValueError(f"unknown adjustment '{self.kind}'")
+
+
+@dataclass(frozen=True)
 class Decision:
     """What is done with one op. `inputs` maps input slots to what is quantized there (empty where `do` is keep);
-    `high` is the type of its high-precision part; `group` names the ops it was decided with, or is empty."""
+    `high` is the type of its high-precision part; `group` names the ops it was decided with, or is empty; `adjust` is
+    what repairs have found for it."""
 
     op_type: str
     name: str
@@ -87,6 +112,7 @@ class Decision:
     high: High = "fp32"
     inputs: Mapping[int, Quant] = field(default_factory=dict)
     group: str = ""
+    adjust: tuple[Adjust, ...] = ()
 
     def __post_init__(self) -> None:
         if self.do not in get_args(Do) or self.high not in get_args(High):
@@ -96,7 +122,7 @@ class Decision:
 
     def kept(self, why: Reason) -> Decision:
         """The same op in high precision."""
-        return replace(self, do="keep", why=why, inputs={})
+        return replace(self, do="keep", why=why, inputs={}, adjust=())
 
 
 @dataclass(frozen=True)
@@ -129,6 +155,7 @@ class Plan:
     shapes      the profiles that the plan was made for
     ops         every op of the normalized graph exactly once, in graph order
     data        where the observed numbers come from: `random` is stamped here
+    arrays      the arrays that decisions refer to, by name; they lie in a sidecar and are no part of the document
     """
 
     structure: str
@@ -138,6 +165,7 @@ class Plan:
     shapes: Shapes = field(default_factory=dict)
     asked: Mapping[str, Any] = field(default_factory=dict)
     data: str = ""
+    arrays: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def quantized(self) -> Iterator[tuple[OpKey, Decision]]:
         """Ops that are quantized, in graph order."""
@@ -156,11 +184,12 @@ class Plan:
         """Whether no number is missing, so that the plan can be carried out without data."""
         return all(quant.settled for quant in self.quants())
 
-    def to_json(self) -> dict[str, Any]:
-        """The plan as a document."""
+    def to_json(self, sidecar: str = "") -> dict[str, Any]:
+        """The plan as a document; `sidecar` is the sha256 of the file that holds its arrays."""
         return {
             "schema": f"fp8graph.{KIND}/{VERSION}",
             "structure": self.structure,
+            "sidecar": sidecar,
             "target": self.target,
             "data": self.data,
             "asked": dict(self.asked),
@@ -202,9 +231,21 @@ def _decision_to_json(op: Decision) -> dict[str, Any]:
     }
     if op.group:
         item["group"] = op.group
+    if op.adjust:
+        item["adjust"] = [_adjust_to_json(adjust) for adjust in op.adjust]
     if op.inputs:
         item["inputs"] = {str(slot): _quant_to_json(quant) for slot, quant in sorted(op.inputs.items())}
     return item
+
+
+def _adjust_to_json(adjust: Adjust) -> dict[str, Any]:
+    item = {"kind": adjust.kind, "slot": adjust.slot, "rule": adjust.rule, "weight": adjust.weight}
+    return {**item, "value": adjust.value.to_json()}
+
+
+def _adjust_from_json(item: Mapping[str, Any]) -> Adjust:
+    value = ArrayRef.from_json(item["value"])
+    return Adjust(item["kind"], int(item["slot"]), str(item["rule"]), value, str(item["weight"]))
 
 
 def _quant_to_json(quant: Quant) -> dict[str, Any]:
@@ -229,6 +270,7 @@ def _decision_from_json(item: Mapping[str, Any]) -> Decision:
         why=Reason(str(why["code"]), str(why["by"]), str(why["text"])),
         group=str(item.get("group", "")),
         inputs={int(slot): _quant_from_json(quant) for slot, quant in item.get("inputs", {}).items()},
+        adjust=tuple(_adjust_from_json(adjust) for adjust in item.get("adjust", [])),
     )
 
 

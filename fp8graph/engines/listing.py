@@ -10,6 +10,7 @@ Measured with tensorrt_rtx 1.7.1.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from fp8graph.engines.witness import EngineOp, Item, Tensor, layer_names, link
 
@@ -48,9 +49,7 @@ def parse(text: str) -> list[EngineOp]:
             profile_of[program] = named
     if max(profile_of.values(), default=0) >= len(rows):
         raise FormError("it names more profiles than it has layers")
-    return link(
-        [Item(profile_of.get(program, 0), item.said, item.onnx, item.inputs, item.outputs) for program, _, item in rows]
-    )
+    return link([replace(item, profile=profile_of.get(program, 0)) for program, _, item in rows])
 
 
 def _row(line: str, index: int) -> tuple[int, int, Item]:

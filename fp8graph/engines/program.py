@@ -25,7 +25,7 @@ from typing import Any
 
 from fp8graph.base.errors import InputError
 from fp8graph.base.files import sha256_of
-from fp8graph.engines.witness import EngineOp, Item, Tensor, layer_names, link
+from fp8graph.engines.witness import SMALL, EngineOp, Item, Tensor, layer_names, link
 
 # Builds whose engines were compared with the builder's own listing, on some thousand graphs.
 KNOWN_BUILDS = frozenset({(1, 7, 1, 116)})
@@ -172,32 +172,39 @@ def _programs(data: mmap.mmap, first: int, end: int) -> Iterator[_Program]:
 
 
 def _tensors(entries: list[tuple[str, Any]], outside: frozenset[str]) -> dict[str, tuple[Tensor, int]]:
-    """Every tensor and view by name, with its rank. `outside`: constants of the program that a fusion belongs to."""
-    found = {}
+    """Every tensor and view by name, with its rank. `outside`: constants of the program that a fusion belongs to.
+
+    A view goes by the name of the tensor that it looks at: so what made that is found.
+    """
+    found: dict[str, tuple[Tensor, int]] = {}
     for key, value in entries:
         if key not in ("tensor", "sub_tensor") or not isinstance(value, list):
             continue
         fields = dict(value)
         name, type_ = str(fields.get("name", "")), str(fields.get("type", ""))
-        constant = "const_payload_size" in fields or name in outside
-        found[name] = (Tensor(name, _TYPES.get(type_, type_), constant), len(_list(fields.get("dims"))))
+        base = found.get(str(fields.get("base", "")))
+        constant = "const_payload_size" in fields or name in outside or (base is not None and base[0].constant)
+        tensor = Tensor(base[0].name if base is not None else name, _TYPES.get(type_, type_), constant)
+        found[name] = (tensor, len(_list(fields.get("dims"))))
     return found
 
 
 def _items(
     entries: list[tuple[str, Any]], tensors: Mapping[str, tuple[Tensor, int]], profile: int, *, inside: bool
 ) -> Iterator[Item]:
+    unknown = (Tensor("", "?", False), 0)
+    # A fusion has one product: what small constants its body reads is what that product's weight is stored in.
+    weights = [pair for pair in tensors.values() if pair[0].constant and pair[0].type in SMALL] if inside else []
     for kind, value in entries:
         if not isinstance(value, list):
             continue
         fields = dict(value)
-        names = _list(fields.get("input", fields.get("input_args")))
-        outputs = tuple(_list(fields.get("output", fields.get("output_args"))))
-        unknown = (Tensor("", "?", False), 0)
-        inputs = [tensors.get(name, unknown) for name in names]
+        inputs = [tensors.get(name, unknown) for name in _list(fields.get("input", fields.get("input_args")))]
+        made = _list(fields.get("output", fields.get("output_args")))
+        outputs = tuple(tensors[name][0].name if name in tensors else name for name in made)
         said = kind
         if kind in ("fully_connected", "corrltn", "deconvolution"):
-            inputs = inputs[:2]  # then scale factors and bias
+            inputs = inputs[:2] + weights  # then come scale factors and bias
             # What a fusion computes inside is high precision: said here, so that no reader of types is misled.
             said = "runtime_fusion" if inside else kind
         elif kind == "runtime_fusion":

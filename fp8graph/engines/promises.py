@@ -64,8 +64,7 @@ def of_plan(plan: Plan, found: Sequence[Site]) -> list[Promise]:
     for key, decision in plan.quantized():
         sites = by_key.get(key) or by_key.get(key + "~")
         if not sites and decision.name:
-            # Not a node that is another op's: a name may have been given anew.
-            sites = [site for site in by_name.get(decision.name, []) if not walk.node_key(site.node)]
+            sites = by_name.get(decision.name)
         sites = sites or [site for site in by_place.get(key, []) if not walk.node_key(site.node)]
         promises.append(Promise(key, decision.op_type, decision.name, planned_word(decision), tuple(sites)))
     return promises

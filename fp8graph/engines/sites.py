@@ -41,6 +41,10 @@ _FORMATS = {
 }
 
 
+# A call and the function that it calls, while an operand is followed inside.
+_Call = tuple[ir.Node, ir.Function]
+
+
 @dataclass(frozen=True, eq=False)
 class Site:
     """A node of the model, where it lies, and how engines name it."""
@@ -114,41 +118,42 @@ class Operand:
         """The first node on the way that FP8 does not pass."""
         return next((node for node in self.through if node.op_type in BREAKERS), None)
 
-    @property
-    def intended(self) -> bool:
-        """Whether it is quantized, be it that something on the way breaks it."""
-        return bool(self.format)
-
 
 def operand(value: ir.Value, model: ir.Model, known: set[int]) -> Operand:
     """Follows an operand upwards through moves, breakers and function calls. `known`: what `constants` gave."""
     constant, first = id(value) in known, value
     through: list[ir.Node] = []
-    calls: list[ir.Node] = []
+    calls: list[_Call] = []
     for _ in range(_STEPS):
         node = value.producer()
         if node is None:
-            graph = value.graph
-            if not calls or not isinstance(graph, ir.Function) or value not in graph.inputs:
-                break
-            index = list(graph.inputs).index(value)
-            given = calls.pop().inputs
-            outer = given[index] if index < len(given) else None
+            outer = _given(value, calls)
             if outer is None:
                 break
             value = outer
+            calls.pop()
         elif node.op_type in _DEQUANTIZE and node.inputs and node.inputs[0] is not None:
-            format_ = _DEQUANTIZE[node.op_type] or _format(node.inputs[0])
+            format_ = _DEQUANTIZE[node.op_type] or _format(node.inputs[0], calls)
             return Operand(first, format_, node if format_ else None, tuple(through), constant)
         elif node.op_identifier() in model.functions:
-            calls.append(node)
-            value = model.functions[node.op_identifier()].outputs[list(node.outputs).index(value)]
+            function = model.functions[node.op_identifier()]
+            calls.append((node, function))
+            value = function.outputs[list(node.outputs).index(value)]
         elif node.op_type in MOVES | BREAKERS and (upper := _data(node, known)) is not None:
             through.append(node)
             value = upper
         else:
             break
     return Operand(first, "", None, (), constant)
+
+
+def _given(value: ir.Value, calls: list[_Call]) -> ir.Value | None:
+    """What the innermost call gives for an input of the function; None for anything else."""
+    if not calls:
+        return None
+    node, function = calls[-1]
+    index = next((index for index, each in enumerate(function.inputs) if each is value), -1)
+    return node.inputs[index] if 0 <= index < len(node.inputs) else None
 
 
 def _data(node: ir.Node, known: set[int]) -> ir.Value | None:
@@ -160,17 +165,16 @@ def _data(node: ir.Node, known: set[int]) -> ir.Value | None:
     return node.inputs[0] if node.inputs else None
 
 
-def _format(value: ir.Value) -> str:
+def _format(value: ir.Value, calls: list[_Call]) -> str:
     """What a quantized tensor is stored as; empty where the model does not say."""
     for _ in range(_STEPS):
-        dtype = value.dtype or (value.const_value.dtype if value.const_value is not None else None)
-        if dtype is not None and dtype.name in _FORMATS:
-            return _FORMATS[dtype.name]
+        if format_ := _stored_as(value):
+            return format_
         node = value.producer()
         if node is None or not node.inputs:
             return ""
         if node.op_type in ("QuantizeLinear", "TRT_FP8QuantizeLinear"):
-            return _quantized_to(node)
+            return _quantized_to(node, calls)
         upper = node.inputs[0]
         if node.op_type not in MOVES or upper is None:
             return ""
@@ -178,13 +182,17 @@ def _format(value: ir.Value) -> str:
     return ""
 
 
-def _quantized_to(node: ir.Node) -> str:
+def _stored_as(value: ir.Value) -> str:
+    dtype = value.dtype or (value.const_value.dtype if value.const_value is not None else None)
+    return _FORMATS.get(dtype.name, "") if dtype is not None else ""
+
+
+def _quantized_to(node: ir.Node, calls: list[_Call]) -> str:
     if node.op_type == "TRT_FP8QuantizeLinear":
         return "fp8"
     zero = node.inputs[2] if len(node.inputs) > 2 else None
     if zero is not None:
-        dtype = zero.dtype or (zero.const_value.dtype if zero.const_value is not None else None)
-        return _FORMATS.get(dtype.name, "") if dtype is not None else ""
+        return _stored_as(zero if zero.dtype is not None else _given(zero, calls) or zero)
     wanted = node.attributes.get("output_dtype")
     number = wanted.as_int() if wanted is not None and not wanted.is_ref() else 0
     return _FORMATS.get(ir.DataType(number).name, "int8") if number else "int8"

@@ -52,7 +52,7 @@ class Item:
 
     profile: int
     said: str
-    onnx: tuple[str, ...]
+    names: tuple[str, ...]
     inputs: tuple[Tensor, ...]
     outputs: tuple[str, ...]
 
@@ -63,14 +63,14 @@ class EngineOp:
 
     profile    optimisation profile whose program holds it
     said       what the witness calls it: gemm, fully_connected, runtime_fusion, _gemm_mha_v2 ...
-    onnx       names of the ONNX nodes merged into it
+    names      names of the ONNX nodes merged into it
     operands   types of its data operands
     stored     types, of one byte or less, of the weights that it reads as they are or dequantized by kernels before it
     """
 
     profile: int
     said: str
-    onnx: tuple[str, ...]
+    names: tuple[str, ...]
     operands: tuple[str, ...]
     stored: tuple[str, ...]
 
@@ -81,7 +81,7 @@ class EngineOp:
 
     def to_json(self) -> dict[str, Any]:
         """The op as a row of an engine's manifest; what is empty or zero is left out."""
-        row: dict[str, Any] = {"layer": self.said, "onnx": list(self.onnx), "operands": list(self.operands)}
+        row: dict[str, Any] = {"layer": self.said, "onnx": list(self.names), "operands": list(self.operands)}
         if self.stored:
             row["stored"] = list(self.stored)
         if self.profile:
@@ -130,8 +130,8 @@ def link(items: Sequence[Item]) -> list[EngineOp]:
         stored: set[str] = set()
         for tensor in item.inputs:
             stored |= _stored(tensor, makers, _STEPS_BACK, known) or set()
-        op = EngineOp(item.profile, item.said, item.onnx, tuple(t.type for t in item.inputs), tuple(sorted(stored)))
-        if op.kind != "other" or op.onnx:
+        op = EngineOp(item.profile, item.said, item.names, tuple(t.type for t in item.inputs), tuple(sorted(stored)))
+        if op.kind != "other" or op.names:
             ops.append(op)
     return ops
 
@@ -196,9 +196,9 @@ class Witness:
             by_base.setdefault(node.base, []).append(node)
         self._of, self._nameless = {}, {}
         for op in self.ops:
-            if not op.onnx and op.kind != "other":
+            if not op.names and op.kind != "other":
                 self._nameless.setdefault(op.profile, []).append(op)
-            for layer in op.onnx:
+            for layer in op.names:
                 for node in _meant(layer, by_base):
                     self._of.setdefault((node, op.profile), []).append(op)
         # Nodes that engines cannot tell apart: each is there only if as many products name it.
@@ -255,7 +255,8 @@ def _judge(op: EngineOp) -> Testimony:
             # _gemv_mha quantizes in registers: its arithmetic is in high precision, whatever goes in.
             if op.operands.count(small) >= _OPERANDS_OF_ATTENTION and op.said.startswith("_gemm"):
                 return Testimony(small, f"fused attention on {types}")
-        return Testimony("high", f"fused attention on {types}")
+        kernel = "attention of a single query" if op.said.startswith("_gemv") else "fused attention"
+        return Testimony("high", f"{kernel} on {types}")
     if op.kind == "product":
         for small in _BOTH:
             if op.operands.count(small) >= 2:

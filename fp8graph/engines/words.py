@@ -123,6 +123,12 @@ TABLE: tuple[Row, ...] = (
         "optimize anew: it writes scales in fp32",
     ),
     Row(
+        r"CHECK_EQ\(lhs_scale->type\(\), rhs_scale->type\(\)\) failed",
+        "the two scales of a product have different types",
+        "a Gemm with a scale for each output channel wants both scales in one type",
+        "optimize anew: it writes scales in fp32",
+    ),
+    Row(
         r"Input and filter have to be the same type",
         "a product has one FP8 operand and one of another type",
         "both operands have to be FP8; a QuantizeLinear without zero point and output_dtype makes int8",

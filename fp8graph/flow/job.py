@@ -5,21 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fp8graph.base import canon
 from fp8graph.base.errors import InputError, UnmetError, UsageError
-from fp8graph.base.files import WrittenFile, check_writable, describe, sha256_of, staged, write_text
+from fp8graph.base.files import WrittenFile, check_writable, describe, sha256_of, staged
 from fp8graph.base.progress import SILENT, Progress, stage
 from fp8graph.calibrate.collect import collect, profiles
 from fp8graph.calibrate.samples import Samples, open_samples
 from fp8graph.compare.outputs import compare_outputs
-from fp8graph.core import registry, stages
+from fp8graph.core import registry, repairing, stages
 from fp8graph.core.context import Context
 from fp8graph.core.options import Options
-from fp8graph.core.passes import PlanRule, RewritePass
+from fp8graph.core.passes import PlanRule, Repair, RewritePass, pass_name
 from fp8graph.core.pipeline import Pipeline
 from fp8graph.core.planner import make_plan
 from fp8graph.core.settle import needs, settle
@@ -31,11 +31,12 @@ from fp8graph.data.plan import Plan, Shapes
 from fp8graph.graph.load import load
 from fp8graph.graph.save import save
 from fp8graph.graph.stages import Legal, Normalized, Source
+from fp8graph.numerics import sidecar
 from fp8graph.numerics.ranges import Ranges
 from fp8graph.runners.reference import reference
 
 DEFAULT_RECIPE, DEFAULT_TARGET = "fp8-default", "tensorrt-rtx"
-PLAN_SUFFIX = ".plan.json"
+PLAN_SUFFIX, ARRAYS_SUFFIX = ".plan.json", ".plan.safetensors"
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Job:
     ctx: Context
     pipeline: Pipeline
     rules: list[PlanRule]
+    repairs: list[Repair]
     normalized: Normalized
 
     def __init__(
@@ -95,7 +97,7 @@ class Job:
         recipe: str | recipes.Recipe | None,
         target: str | None,
         plan: Plan | str | Path | None,
-        passes: str | Sequence[RewritePass | PlanRule] | None,
+        passes: str | Sequence[RewritePass | PlanRule | Repair] | None,
         pass_file: str | None,
     ) -> None:
         """Loads everything that is named, cheapest first, so that a wrong call fails before any work is done."""
@@ -110,7 +112,9 @@ class Job:
         self._check_output(model, plan)
         asked = self.given.asked.get("high_precision_dtype") if self.given else self.options.high_precision_dtype
         self.ctx = Context(target=aim, recipe=policy, progress=self.progress, high=asked or policy.high)
-        self.pipeline, self.rules = _passes(policy, aim, passes, pass_file)
+        own = _own_passes(passes, pass_file, self.given)
+        self.pipeline, self.rules, self.repairs = _passes(policy, aim, own)
+        self.extra = _spelling(passes, pass_file)
         with self.clock("load"):
             self.source = load(model)
         if self.data is not None:
@@ -134,7 +138,7 @@ class Job:
             return
         uris = self.data if isinstance(self.data, (list, tuple)) else [self.data]
         inputs = [Path(item) for item in (model, plan, *uris) if isinstance(item, (str, Path))]
-        check_writable(self.out, force=self.force, inputs=inputs, also=(PLAN_SUFFIX, ".data"))
+        check_writable(self.out, force=self.force, inputs=inputs, also=(PLAN_SUFFIX, ARRAYS_SUFFIX, ".data"))
 
     def _refuse_contradictions(self, recipe: Any, target: str | None) -> None:
         assert self.given is not None
@@ -162,14 +166,23 @@ class Job:
                 return stages.fits(self.given, self.normalized)
             shapes = self.shapes or {}
             facts = stages.facts_for(self.normalized, shapes)
-            return make_plan(self.normalized, self.rules, self.ctx, self.options, shapes, facts)
+            plan = make_plan(self.normalized, self.rules, self.ctx, self.options, shapes, facts)
+            return replace(plan, asked={**plan.asked, **self.extra})
+
+    def wanted(self, plan: Plan) -> list[str]:
+        """Tensors to observe: those that the plan needs, and, while it needs any, those that repairs do."""
+        own = needs(plan, self.normalized.model)
+        if not own or not self.repairs:
+            return own
+        facts = stages.facts_for(self.normalized, plan.shapes)
+        return list(dict.fromkeys([*own, *repairing.needs(plan, self.normalized, self.repairs, facts)]))
 
     def settled_plan(self, ranges: Ranges | str | Path | None, *, plan_only: bool) -> Plan:
         """The plan given, or a new one, with its numbers where there is data or ranges."""
         plan = self.plan()
-        wanted = needs(plan, self.normalized.model)
+        wanted = self.wanted(plan)
         if not wanted:
-            return plan
+            return plan if self.given is not None and self.given.settled else self.repaired(plan)
         if ranges is not None:
             seen = _load_ranges(ranges, self.source)
         elif self.feeds is not None:
@@ -185,7 +198,15 @@ class Job:
                 do="give --data FILE.npz (arrays by input name), a folder, or --ranges FILE",
                 code="FG120",
             )
-        return settle(plan, seen, self.normalized.model, self.ctx.notes)
+        settled = settle(plan, seen, self.normalized.model, self.ctx.notes)
+        self.ctx.ranges = seen
+        return self.repaired(settled)
+
+    def repaired(self, plan: Plan) -> Plan:
+        """The settled plan with what the repairs find; a replayed one holds that already."""
+        with self.clock("repair"):
+            facts = stages.facts_for(self.normalized, plan.shapes)
+            return repairing.repair(plan, self.normalized, self.repairs, self.ctx, facts)
 
     def carry_out(self, plan: Plan) -> Legal:
         """Quantizes and legalizes by the plan."""
@@ -201,16 +222,16 @@ class Job:
             return []
         with self.clock("save"), stage(self.progress, "saving"), staged(self.out) as folder:
             made = [path.name for path in save(legal, folder, self.out.name, threshold=threshold)]
-            name = self.out.name + PLAN_SUFFIX
-            (folder / name).write_text(canon.pretty(plan.to_json()), encoding="utf-8")
-        return [describe(self.out.parent / item) for item in [*made, name]]
+            made += _write_plan(plan, folder, self.out.name)
+        return [describe(self.out.parent / name) for name in made]
 
-    def write_plan(self, plan: Plan) -> WrittenFile:
+    def write_plan(self, plan: Plan) -> list[WrittenFile]:
         """Writes the plan alone."""
-        assert self.out is not None
-        path = self.out.with_name(self.out.name + PLAN_SUFFIX)
-        write_text(path, canon.pretty(plan.to_json()))
-        return describe(path)
+        if self.out is None:
+            return []
+        with staged(self.out.with_name(self.out.name + PLAN_SUFFIX)) as folder:
+            made = _write_plan(plan, folder, self.out.name)
+        return [describe(self.out.parent / name) for name in made]
 
     def compare(self, legal: Legal) -> Comparison | None:
         """Original against result on the data given, in the exact reference; None without data."""
@@ -226,27 +247,77 @@ class Job:
         return result
 
 
-def _passes(
-    recipe: recipes.Recipe, target: targets.Target, extra: str | Sequence[Any] | None, pass_file: str | None
-) -> tuple[Pipeline, list[PlanRule]]:
-    """The rewriting passes and rules of recipe, target and user; the user's rules are asked first."""
-    made: list[Any] = [registry.create(name) for name in (*recipe.passes, *target.forms)]
+def _own_passes(extra: str | Sequence[Any] | None, pass_file: str | None, given: Plan | None) -> list[Any]:
+    """The user's passes; with a plan, those by name that it was made with. Raises UsageError FG113."""
+    if given is not None and extra is None:
+        extra = given.asked.get("passes")
     own: list[Any] = registry.parse_specs(extra) if isinstance(extra, str) else list(extra or ())
     if pass_file is not None:
         own.append(registry.from_file(pass_file))
+    needed = given.asked.get("pass_code") if given is not None else None
+    have = [pass_name(type(item)) for item in own]
+    if needed and not set(needed) <= set(have):
+        raise UsageError(
+            f"the plan was made with the pass {needed[0]}, which is code",
+            why="a plan names no code",
+            do="give the same --pass-file, or the same objects, again",
+            code="FG113",
+        )
+    for item in own:
+        if not isinstance(item, registry.KINDS):
+            raise UsageError(
+                f"a {type(item).__name__} is no pass", do="give a RewritePass, PlanRule or Repair", code="FG113"
+            )
+    return own
+
+
+def _spelling(extra: str | Sequence[Any] | None, pass_file: str | None) -> dict[str, Any]:
+    """What a plan notes of the user's passes: names and options, for code its name alone."""
+    noted: dict[str, Any] = {"passes": extra} if isinstance(extra, str) else {}
+    code = [] if isinstance(extra, str) else [pass_name(type(item)) for item in extra or ()]
+    code += [pass_name(type(registry.from_file(pass_file)))] if pass_file is not None else []
+    return {**noted, "pass_code": code} if code else noted
+
+
+def _passes(
+    recipe: recipes.Recipe, target: targets.Target, own: Sequence[Any]
+) -> tuple[Pipeline, list[PlanRule], list[Repair]]:
+    """Passes of recipe, target and user by their kind; the user's rules are asked first."""
+    made: list[Any] = [registry.create(name) for name in (*recipe.passes, *target.forms)]
     rules: list[Any] = [registry.create(name) for name in recipe.rules]
     for name, item in zip(recipe.rules, rules, strict=True):
         if not isinstance(item, PlanRule):
             raise UsageError(f"'{name}' is no rule", where=f"recipe {recipe.name}: rules", code="FG140")
-    for item in own:
-        if not isinstance(item, (RewritePass, PlanRule)):
-            raise UsageError(f"a {type(item).__name__} is no pass", do="give a RewritePass or a PlanRule", code="FG113")
-    rewriting = [item for item in (*made, *own) if isinstance(item, RewritePass)]
-    return Pipeline(rewriting), [*(item for item in own if isinstance(item, PlanRule)), *rules]
+    everything = [*made, *own]
+    return (
+        Pipeline([item for item in everything if isinstance(item, RewritePass)]),
+        [*(item for item in own if isinstance(item, PlanRule)), *rules],
+        [item for item in everything if isinstance(item, Repair)],
+    )
 
 
 def _load_plan(plan: Plan | str | Path) -> Plan:
-    return plan if isinstance(plan, Plan) else Plan.from_json(load_json(Path(plan), "the plan"), str(plan))
+    """A plan with the arrays that lie beside its document. Raises InputError FG111 or FG105."""
+    if isinstance(plan, Plan):
+        return plan
+    path = Path(plan)
+    document = load_json(path, "the plan")
+    made = Plan.from_json(document, str(path))
+    digest = document.get("sidecar", "")
+    if not digest:
+        return made
+    beside = path.with_name(path.name.removesuffix(".json") + ".safetensors")
+    return replace(made, arrays=sidecar.Sidecar(beside, str(digest)))
+
+
+def _write_plan(plan: Plan, folder: Path, name: str) -> list[str]:
+    """Writes the plan document, and its arrays where it holds some; returns the files' names."""
+    made, digest = [], ""
+    if plan.arrays:
+        made.append(name + ARRAYS_SUFFIX)
+        digest = sidecar.write(folder / made[0], plan.arrays)
+    (folder / (name + PLAN_SUFFIX)).write_text(canon.pretty(plan.to_json(digest)), encoding="utf-8")
+    return [*made, name + PLAN_SUFFIX]
 
 
 def _load_ranges(ranges: Ranges | str | Path, source: Source) -> Ranges:

@@ -185,7 +185,12 @@ def _inspect_engine(path: Path) -> dict[str, Any]:
     said = load_json(manifest, "the manifest") if manifest.is_file() else {}
     known = {name: value for name, value in said.items() if name not in ("schema", "layers")}
     rows = [
-        {"name": " + ".join(op.onnx) or "(generated)", "kind": op.kind, "layer": op.said, "operands": list(op.operands)}
+        {
+            "name": " + ".join(op.names) or "(generated)",
+            "kind": op.kind,
+            "layer": op.said,
+            "operands": list(op.operands),
+        }
         for op in engine.ops
     ]
     return {
@@ -210,12 +215,19 @@ def doctor() -> dict[str, Any]:
         aim = targets.load(name)
         if not aim.builder:
             have = _version("onnxruntime")
-            rows.append({"name": name, "usable": have is not None, "can": ["optimize", "check", "compare"], "version": have, "why_not": None if have else "onnxruntime is not installed", "install": "pip install onnxruntime"})  # fmt: skip
+            why_not = None if have else "onnxruntime is not installed"
+            rows.append(
+                _target_row(
+                    name, have is not None, have, ["optimize", "check", "compare"], why_not, "pip install onnxruntime"
+                )
+            )
             continue
         state = installed(aim.builder)
         able = bool(state["can_build_here"])
         can = ["optimize", "check", "compare", "attest", *(["build"] if able else [])]
-        rows.append({"name": name, "usable": able, "can": can, "version": state.get("version"), "why_not": state.get("why_not") or None, "install": None if able else BUILDERS[aim.builder]})  # fmt: skip
+        rows.append(
+            _target_row(name, able, state["version"] or None, can, state["why_not"] or None, BUILDERS[aim.builder])
+        )
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
@@ -224,6 +236,13 @@ def doctor() -> dict[str, Any]:
         "targets": rows,
         "devices": devices(),
     }
+
+
+def _target_row(
+    name: str, usable: bool, version: str | None, can: list[str], why_not: str | None, install: str
+) -> dict[str, Any]:
+    row = {"name": name, "usable": usable, "version": version, "can": can, "why_not": why_not}
+    return {**row, "install": None if usable else install}
 
 
 def _version(package: str) -> str | None:

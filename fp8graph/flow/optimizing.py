@@ -13,8 +13,7 @@ from fp8graph.base.findings import Finding
 from fp8graph.base.progress import SILENT, Progress
 from fp8graph.calibrate.collect import collect
 from fp8graph.core.options import Options
-from fp8graph.core.passes import PlanRule, RewritePass
-from fp8graph.core.settle import needs
+from fp8graph.core.passes import PlanRule, Repair, RewritePass
 from fp8graph.data.comparison import Comparison
 from fp8graph.data.plan import Plan, Shapes
 from fp8graph.data.recipe import Recipe
@@ -80,7 +79,7 @@ def optimize(
     fp8_everywhere: bool = False,
     attention: Any = "auto",
     high_precision_dtype: Any = None,
-    passes: str | Sequence[RewritePass | PlanRule] | None = None,
+    passes: str | Sequence[RewritePass | PlanRule | Repair] | None = None,
     pass_file: str | None = None,
     compare: bool = True,
     plan_only: bool = False,
@@ -123,7 +122,7 @@ def optimize(
     job.open(model, recipe, target, plan, passes, pass_file)
     settled = job.settled_plan(ranges, plan_only=plan_only)
     if plan_only:
-        return _finished(job, settled, None, [job.write_plan(settled)] if job.out is not None else [])
+        return _finished(job, settled, None, job.write_plan(settled))
     if not any(True for _ in settled.quantized()) and not allow_unquantized:
         raise nothing_quantized(settled, job)
     legal = job.carry_out(settled)
@@ -164,7 +163,7 @@ def calibrate(
         check_writable(out, force=force, inputs=[Path(model)] if isinstance(model, (str, Path)) else [])
     job.open(model, recipe, target, plan, None, None)
     assert job.feeds is not None
-    wanted = needs(job.plan(), job.normalized.model)
+    wanted = job.wanted(job.plan())
     ranges = collect(job.normalized, wanted, job.feeds, source_digest(job.source), progress)
     if out is None:
         return Calibrated(ranges, ())

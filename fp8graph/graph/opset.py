@@ -56,16 +56,20 @@ def raise_opset(model: ir.Model, least: int) -> bool:
 def _adopt(model: ir.Model, converted: ir.Model, weights: dict[str, ir.Value]) -> None:
     """Moves the converted graph into `model`, with the weights back in their places."""
     graph = converted.graph
-    inputs = {value.name for value in model.graph.inputs}
+    interface = {value.name for value in model.graph.inputs}
+    inputs = {value.name: value for value in graph.inputs}
     for name, weight in weights.items():
-        value = next((v for v in graph.inputs if v.name == name), None)
+        value = inputs.get(name)
         if value is None:
             continue
         value.const_value = weight.const_value
         value.metadata_props.update(weight.metadata_props)
-        if name not in inputs:
-            graph.inputs.remove(value)
-        graph.initializers[name] = value
+    kept = [value for value in graph.inputs if value.name in interface or value.name not in weights]
+    graph.inputs.clear()
+    graph.inputs.extend(kept)
+    for name in weights:
+        if name in inputs:
+            graph.initializers[name] = inputs[name]
     graph.name = model.graph.name
     graph.doc_string = model.graph.doc_string
     graph.metadata_props.update(model.graph.metadata_props)

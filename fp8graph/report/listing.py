@@ -92,8 +92,9 @@ def machine(state: Mapping[str, Any], *, missing: Iterable[str] = (), paint: Pai
     for target in state.get("targets", ()):
         usable = bool(target.get("usable"))
         word = paint("good", "usable") if usable else paint("bad", "not usable")
-        can = ", ".join(map(str, target.get("can", ()))) or "nothing here"
-        lines.append(f"  {target['name']:<14}  {word}: {can}")
+        can = ", ".join(map(str, target.get("can", ())))
+        note = f": {can}" if usable and can else f", still: {can}" if can else ""
+        lines.append(f"  {target['name']:<14}  {word}{note}")
         if target.get("why_not"):
             lines += wrapped(str(target["why_not"]), first=" " * 18)
         if target.get("install") and (not usable or target.get("why_not")):
@@ -114,14 +115,37 @@ def inside(document: Mapping[str, Any], *, show: Sequence[str] = (), paint: Pain
     sections = {name: value for name, value in document.items() if _is_section(value)}
     lines: list[str] = []
     if not show:
-        pairs = [(name.replace("_", " "), _inline(value, name)) for name, value in single if value not in (None, "")]
+        pairs = [
+            (name.replace("_", " "), _inline(value, name)) for name, value in single if value not in (None, "", [])
+        ]
         lines += facts(pairs, width=max((len(name) for name, _ in pairs), default=0) + 2)
     names = sorted(sections, key=lambda name: (order.index(name) if name in order else len(order), name))
     for name in names:
         if (name in wanted if show else True) and sections[name]:
-            lines += ["", paint("bold", name.replace("_", " ")), *_section(sections[name], paint)]
+            told = _decisions(sections[name], paint) if _holds_decisions(sections[name]) else None
+            lines += ["", paint("bold", name.replace("_", " ")), *(told or _section(sections[name], paint))]
     text = "\n".join(lines).strip("\n")
     return text or f"this {document.get('kind', 'file')} has no {' or '.join(show) or 'content'}"
+
+
+def _holds_decisions(value: Any) -> bool:
+    """Whether these are the rows of a plan: each with what is done and why."""
+    return isinstance(value, list) and all(
+        isinstance(row, Mapping) and {"do", "code", "why"} <= row.keys() for row in value
+    )
+
+
+def _decisions(rows: Sequence[Mapping[str, Any]], paint: Paint) -> list[str]:
+    """A line for each op with its reason, and under it one for each operand that is quantized."""
+    names = ("key", "op_type", "do")
+    widths = [max(len(str(row.get(name, ""))) for row in rows) for name in names]
+    lines = []
+    for row in rows:
+        cells = [str(row.get(name, "")).ljust(width) for name, width in zip(names, widths, strict=True)]
+        cells[2] = paint("good" if row["do"] == "quantize" else "dim", cells[2])
+        lines.append("  " + "  ".join([*cells, str(row["code"]), str(row["why"])]))
+        lines += [" " * (widths[0] + 4) + paint("dim", str(operand)) for operand in row.get("inputs", ())]
+    return lines
 
 
 def _is_section(value: Any) -> bool:
@@ -136,7 +160,7 @@ def _section(value: Any, paint: Paint) -> list[str]:
         and value
         and all(isinstance(v, int) and not isinstance(v, bool) for v in value.values())
     ):
-        return wrapped(tally(value, limit=40), first="  ")
+        return wrapped(tally({str(k) or "ai.onnx": v for k, v in value.items()}, limit=40), first="  ")
     if isinstance(value, Mapping) and not any(isinstance(v, Mapping) for v in value.values()):
         return [f"  {line}" for line in facts([(str(k), _inline(v)) for k, v in value.items()], width=18)]
     keyed = isinstance(value, Mapping)
@@ -167,7 +191,7 @@ def _inline(value: Any, name: str = "") -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{k} {_inline(v, str(k))}" for k, v in value.items())
     if isinstance(value, list | tuple):
-        if all(isinstance(v, int | None) and not isinstance(v, bool) for v in value) and value:
+        if any(isinstance(v, int) for v in value) and all(isinstance(v, int | str | None) for v in value):
             return "[" + ", ".join("?" if v is None else str(v) for v in value) + "]"
         return ", ".join(_inline(v) for v in value) or "[]"
     return str(value)

@@ -37,7 +37,12 @@ def optimized(
     lines += planned_table(plan, paint=paint)
     lines += kept_table(plan, paint=paint)
     made = {file.path: file for file in files}
-    model_bytes = sum(file.bytes for path, file in made.items() if path == output or path == f"{output}.data")
+    # a plan alone, which is what `--plan-only` writes, has no size to speak of
+    model_bytes = (
+        0
+        if output.endswith(".plan.json")
+        else sum(file.bytes for path, file in made.items() if path == output or path == f"{output}.data")
+    )
     about = [
         ("formats", "\n".join(_formats(plan))),
         ("scales", _scales(plan, samples)),
@@ -287,7 +292,7 @@ def _scales(plan: Plan, samples: int | None) -> str:
     }
     parts = [f"{origins[origin]:,} {text}" for origin, text in words.items() if origin in origins]
     text = ", ".join(parts)
-    if plan.data == "random":
+    if plan.data == "random" or plan.data.startswith("random, "):  # the label that calibration stamps
         text += "\nthe data was RANDOM: these scales say nothing about real inputs"
     if missing:
         text += f"\n{missing:,} still without a number: give data"

@@ -61,7 +61,7 @@ class OnnxRuntime:
         return self._names
 
     def run(self, feeds: Feeds) -> Outputs:
-        """Arrays by output name. Raises BackendError FG131 with ONNX Runtime's reason."""
+        """Arrays by output name. Raises BackendError FG133 with ONNX Runtime's reason."""
         try:
             return dict(zip(self._names, self._session.run(self._names, dict(feeds)), strict=True))
         except Exception as error:  # onnxruntime raises its own types, all of them from Exception
@@ -84,5 +84,5 @@ def _failed(what: str, error: Exception) -> BackendError:
         what,
         why=lines[0][:600] if lines else type(error).__name__,
         do="run the original model in ONNX Runtime first",
-        code="FG131",
+        code="FG133",
     )

@@ -13,6 +13,7 @@ Exactness      it is the quantization itself
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,10 +24,11 @@ from fp8graph import formats
 from fp8graph.base.errors import InputError
 from fp8graph.core.context import Context
 from fp8graph.core.passes import Approximate, Exactness, RewritePass, Stage
-from fp8graph.data.plan import High, OpKey, Quant
+from fp8graph.data.arrayref import ArrayRef
+from fp8graph.data.plan import Adjust, High, OpKey, Quant
 from fp8graph.formats.spec import Format
 from fp8graph.graph import edit, tensors, walk
-from fp8graph.numerics import cast
+from fp8graph.numerics import cast, sidecar
 from fp8graph.numerics.scale import channel_amax, scale_from_amax
 
 
@@ -41,18 +43,20 @@ class InsertQDQ(RewritePass):
         """Every quantized op of the plan once. Raises InputError FG212 for a weight that is not finite."""
         if ctx.plan is None:
             return 0
-        work = _Insertion(model)
+        work = _Insertion(model, ctx.plan.arrays)
         for place in list(walk.walk(model)):
             decision = ctx.plan.ops.get(place.key)
             for slot, quant in sorted(decision.inputs.items()) if decision is not None else ():
                 assert decision is not None
-                work.quantize(place, slot, quant, decision.high)
+                found = next((item for item in decision.adjust if item.kind == "codes" and item.slot == slot), None)
+                work.quantize(place, slot, quant, decision.high, found)
         edit.drop_unused_initializers(work.replaced)
         return work.changes
 
 
 class _Insertion:
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, arrays: Mapping[str, tensors.Array]) -> None:
+        self.arrays = arrays
         self.names = edit.Names(model)
         self.codes: dict[tuple[ir.Value, Quant], ir.Value] = {}
         self.scales: dict[tuple[ir.Value, Quant], ir.Value] = {}
@@ -60,7 +64,7 @@ class _Insertion:
         self.replaced: list[ir.Value] = []
         self.changes = 0
 
-    def quantize(self, place: walk.Place, slot: int, quant: Quant, high: High) -> None:
+    def quantize(self, place: walk.Place, slot: int, quant: Quant, high: High, found: Adjust | None) -> None:
         value = place.node.inputs[slot]
         if value is None or value.graph is None or isinstance(value.graph, ir.Function):
             raise InputError(
@@ -69,6 +73,8 @@ class _Insertion:
         done = self.outputs.get((value, quant, high))
         if done is None:
             constant = tensors.is_constant(value)
+            if constant and (value, quant) not in self.codes:
+                self._encode(value, quant, found)
             done = self._weight(place, value, quant, high) if constant else self._activation(place, value, quant, high)
             self.outputs[value, quant, high] = done
         edit.replace_input(place.node, slot, done)
@@ -77,9 +83,6 @@ class _Insertion:
     def _weight(self, place: walk.Place, value: ir.Value, quant: Quant, high: High) -> ir.Value:
         graph = value.graph
         assert isinstance(graph, ir.Graph)
-        if (value, quant) not in self.codes:
-            self._encode(graph, value, quant)
-            self.replaced.append(value)
         node = self._dequantize(self.codes[value, quant], value, quant, high, place.key)
         if place.node.graph is graph:
             graph.insert_before(place.node, [node])
@@ -87,17 +90,23 @@ class _Insertion:
             edit.insert_after(value, [node], graph)
         return node.outputs[0]
 
-    def _encode(self, graph: ir.Graph, value: ir.Value, quant: Quant) -> None:
+    def _encode(self, value: ir.Value, quant: Quant, found: Adjust | None) -> None:
+        graph = value.graph
+        assert isinstance(graph, ir.Graph)
         form, granularity = formats.get(quant.format), quant.granularity
         array = tensors.read(value)
         amax = channel_amax(array, granularity)
-        tensors.release(value)
         if not np.isfinite(amax).all():
             raise InputError("a weight holds a NaN or an infinity", where=f"initializer '{value.name}'", code="FG212")
         scale = np.asarray(scale_from_amax(amax, form), np.float32)
         shape = granularity.broadcast_shape(array.shape)
 
+        solved = self._solved(value, array, found)
+        tensors.release(value)
+
         def encoded(weight: tensors.Array) -> tensors.Array:
+            if solved is not None:
+                return sidecar.fetch(self.arrays, solved).view(cast.ml_dtype(form))
             return cast.encode(weight, form, scale.reshape(shape)).view(cast.ml_dtype(form))
 
         codes = tensors.lazy_from(
@@ -106,6 +115,22 @@ class _Insertion:
         graph.register_initializer(codes)
         self.codes[value, quant] = codes
         self.scales[value, quant] = self._scale(graph, value, scale)
+        self.replaced.append(value)
+
+    @staticmethod
+    def _solved(value: ir.Value, array: tensors.Array, found: Adjust | None) -> ArrayRef | None:
+        """Where a repair has solved for the codes, their name: on the very weight that they were solved for."""
+        if found is None:
+            return None
+        if sidecar.weight_digest(array) != found.weight:
+            raise InputError(
+                f"the plan's codes were found by {found.rule} for another weight",
+                where=f"initializer '{value.name}'",
+                why="the weight's digest is not the one in the plan",
+                do="make a plan for these weights",
+                code="FG110",
+            )
+        return found.value
 
     def _activation(self, place: walk.Place, value: ir.Value, quant: Quant, high: High) -> ir.Value:
         graph = value.graph

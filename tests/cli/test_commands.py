@@ -210,8 +210,8 @@ INSIDE = {
     "target": "tensorrt-rtx",
     "ops": {"Conv": {"fp8": 2, "kept": 1}},
     "rows": [
-        {"key": "layers.0/conv", "name": "/conv", "op_type": "Conv", "do": "quantize", "why": "FG201"},
-        {"key": "layers.1/relu", "name": "/relu", "op_type": "Relu", "do": "keep", "why": "FG202"},
+        {"key": "layers.0/conv", "name": "/conv", "op_type": "Conv", "do": "quantize"},
+        {"key": "layers.1/relu", "name": "/relu", "op_type": "Relu", "do": "keep"},
     ],
 }
 
@@ -227,12 +227,49 @@ def test_inspect_prints_values_then_sections(cli, flow):
         "  Conv    2     1\n"
         "\n"
         "rows\n"
-        "  key            name   op_type  do        why\n"
-        "  layers.0/conv  /conv  Conv     quantize  FG201\n"
-        "  layers.1/relu  /relu  Relu     keep      FG202\n"
+        "  key            name   op_type  do\n"
+        "  layers.0/conv  /conv  Conv     quantize\n"
+        "  layers.1/relu  /relu  Relu     keep\n"
     )
     assert cli("inspect", "p.json", "--json").json["result"] == INSIDE
     assert cli("inspect", "p.json", "--show", "io").out == "this plan has no io\n"
+
+
+def test_inspect_shows_a_plan_as_decisions_with_their_operands(cli, flow):
+    rows = [
+        {"key": "relu1", "op_type": "Relu", "do": "keep", "code": "FG202", "why": "not in the recipe", "inputs": []},
+        {
+            "key": "c",
+            "op_type": "Conv",
+            "do": "quantize",
+            "code": "FG201",
+            "why": "fine",
+            "inputs": ["0: e4m3fn", "1: x"],
+        },
+    ]
+    flow.answers["inspect"] = {"kind": "plan", "rows": rows}
+    assert cli("inspect", "p.json").out == (
+        "kind  plan\n"
+        "\n"
+        "rows\n"
+        "  relu1  Relu  keep      FG202  not in the recipe\n"
+        "  c      Conv  quantize  FG201  fine\n"
+        "         0: e4m3fn\n"
+        "         1: x\n"
+    )
+
+
+def test_inspect_shows_shapes_and_opsets_as_people_write_them(cli, flow):
+    flow.answers["inspect"] = {
+        "kind": "model",
+        "inputs": [{"name": "x", "shape": ["N", 3, None]}],
+        "scales": [],
+        "opset": {"": 17},
+        "weight_bytes": 2048,
+    }
+    assert cli("inspect", "m.onnx").out == (
+        "kind          model\nweight bytes  2 KiB\n\ninputs\n  name  shape\n  x     [N, 3, ?]\n\nopset\n  ai.onnx 17\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -262,6 +299,7 @@ def test_doctor_says_what_is_usable_and_how_to_get_the_rest(cli, flow):
     done = cli("doctor", "--require", "tensorrt-rtx")
     assert done.status == 0
     assert "tensorrt-rtx    usable: build, attest" in done.out
+    assert "tensorrt        not usable\n                  tensorrt is not installed\n" in done.out
     assert "install: pip install 'fp8graph[tensorrt]'" in done.out
     done = cli("doctor", "--require", "tensorrt")
     assert done.status == 1

@@ -134,7 +134,6 @@ def test_help_and_version_are_status_0(cli):
         (["m.onnx", "--output_path", "o"], "output", "o"),
         (["m.onnx", "-o", "o", "--calibration_data_path", "c.npz"], "data", ("c.npz",)),
         (["m.onnx", "-o", "o", "--load-inputs", "c.json"], "data", ("c.json",)),
-        (["m.onnx", "-o", "o", "--data-loader-script", "f.py:load_data"], "data", ("script:f.py:load_data",)),
         (["m.onnx", "-o", "o", "--data", "a.npz", "b.npz"], "data", ("a.npz", "b.npz")),
         (["m.onnx", "-o", "o", "--quantize_mode", "fp8"], "recipe", "fp8-default"),
         (["m.onnx", "-o", "o", "--quantize_mode", "int8"], "recipe", "int8"),

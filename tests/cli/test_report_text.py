@@ -64,10 +64,13 @@ def test_optimize_is_summed_up_in_the_user_s_words(plan, comparison):
     assert said == OPTIMIZED
 
 
-def test_random_data_and_missing_numbers_are_told(plan):
-    open_plan = replace(plan, ops={"y": quantized("Gemm", "y", None)}, data="random")
+@pytest.mark.parametrize(
+    ("data", "told"), [("random", True), ("random, seed 0, 8 samples", True), ("random.npz", False)]
+)
+def test_random_data_and_missing_numbers_are_told(plan, data, told):
+    open_plan = replace(plan, ops={"y": quantized("Gemm", "y", None)}, data=data)
     said = text.optimized(open_plan, source="m", output="o", files=())
-    assert "the data was RANDOM" in said
+    assert ("the data was RANDOM" in said) is told
     assert "1 still without a number: give data" in said
 
 

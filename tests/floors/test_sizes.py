@@ -16,11 +16,15 @@ def files(*folders: str) -> list[Path]:
 
 
 def functions(path: Path) -> Iterator[tuple[str, int]]:
-    """Name and lines, docstring included, of every function in a file."""
+    """Name and lines of code of every function in a file: what there is to follow, signature and docstring left out.
+
+    A command is one function with a parameter for each option, one a line: they are read as a list, not as code.
+    """
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno is not None
-            yield node.name, node.end_lineno - node.lineno + 1
+            body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+            yield node.name, node.end_lineno - body[0].lineno + 1 if body else 0
 
 
 def short(path: Path) -> str:

@@ -114,10 +114,10 @@ def test_unfit_weights_and_granularities_are_refused():
 
 
 def test_amax_allocates_nothing_of_the_weights_size():
-    weight = np.ones((1024, 4096), np.float16)
+    weight = np.ones((2048, 4096), np.float16)
     for granularity in (PerTensor(), PerAxis(0), PerAxis(1)):
         tracemalloc.start()
         channel_amax(weight, granularity)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert peak < 2 << 20
+        assert peak < 4 << 20

@@ -70,8 +70,7 @@ CODES = (
     Code(
         "FG108",
         "the data cannot be read",
-        "The file is missing, no .npz, .npy, feeds .json, folder of those or script:FILE.py:FUNCTION, or holds pickled "
-        "objects.",
+        "The file is missing, is no .npz, .npy or folder of those, or holds pickled objects.",
         "Pickled arrays can run code when they are opened, so they are refused.",
         "Save plain arrays: numpy.savez('calib.npz', x=array). An array of dtype object needs a numeric dtype first.",
     ),
@@ -158,6 +157,13 @@ CODES = (
         "The machine had no more memory for the next step (status 4).",
         "Nothing was written.",
         "Give --batch 1 or fewer --samples, or use a machine with more memory.",
+    ),
+    Code(
+        "FG133",
+        "a runtime refused the model",
+        "ONNX Runtime cannot load or run the model (status 4); its own reason stands in the message.",
+        "Calibration and comparison run the model: what cannot be run cannot be observed.",
+        "Run the original model in ONNX Runtime first; custom operators need their library.",
     ),
     Code(
         "FG140",

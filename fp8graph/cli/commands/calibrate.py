@@ -1,7 +1,6 @@
 """Observes the ranges that a plan needs and writes them for later runs.
 
-One calibration serves every recipe and target: `optimize --ranges` takes it instead of data. Random data is recorded as
-such.
+`optimize --ranges` takes them instead of data, as often as you like. Random data is recorded as such.
 """
 
 from __future__ import annotations

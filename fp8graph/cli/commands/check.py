@@ -26,7 +26,7 @@ def configure(parser: Parser) -> None:
     """Declares the options."""
     Model.add(parser)
     group = parser.add_argument_group("check")
-    group.add_argument("--plan", metavar="P", help="hold the model to this plan, too")
+    group.add_argument("--plan", metavar="P", help="its plan, whose target counts where none is named")
     Policy.target(group)
     group.add_argument("--select", nargs="+", action="extend", metavar="CODE", help="only codes that begin so")
     group.add_argument("--ignore", nargs="+", action="extend", metavar="CODE", help="not codes that begin so")

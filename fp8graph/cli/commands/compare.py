@@ -1,7 +1,7 @@
-"""Runs two models or engines on the same data and measures how far they lie apart.
+"""Runs two models on the same data and measures how far they lie apart.
 
-Each side may name a runner: m.onnx@onnxruntime, m.engine@tensorrt-rtx. Without a tolerance it measures: status 1 only
-where shapes or types differ, or B has a NaN or Inf where A has none.
+Each side may name a runner: m.onnx@onnxruntime is ONNX Runtime as users run it, the default is the exact reference.
+Without a tolerance it measures: status 1 only where shapes or types differ, or B has a NaN or Inf where A has none.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fp8graph.cli.parser import Parser
 USAGE = "compare A B --data URI ... [--min-sqnr DB] [--atol X]"
 EXAMPLES = (
     "compare m.onnx m.fp8.onnx --data eval.npz --min-sqnr 25",
-    "compare m.onnx m.engine@tensorrt-rtx --data eval.npz --json",
+    "compare m.onnx m.fp8.onnx@onnxruntime --data eval.npz --json",
 )
 
 
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace, console: Console) -> Outcome:
     """Calls `fp8graph.flow.compare`."""
     if not (args.a and args.b):
         raise UsageError(
-            "'compare' needs two models or engines",
+            "'compare' needs two models",
             where="python -m fp8graph compare",
             do="python -m fp8graph compare A B --data FILE",
             code="FG100",
