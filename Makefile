@@ -43,7 +43,7 @@ regen: $(FULL)  ## write generated files anew (tests/golden, schemas); read the 
 	REGEN=1 $(PYTEST) tests/golden
 
 clean:  ## remove .venv, caches and build output
-	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) demo dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find fp8graph passes tests samples benchmarks -type d -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 $(DEMO): pyproject.toml $(PY)

@@ -179,7 +179,7 @@ def engine_lines(shown: Shown, attestation: fp8graph.Attestation) -> list[tuple[
     lines = [("engine", said, fine == planned), ("witnesses", heard(attestation), fine == planned)]
     fused, attentions = fused_attention(shown)
     if attentions:
-        said = f"{fused} of {attentions} blocks run as one fused FP8 kernel each"
+        said = f"{fused} of {attentions} run as one fused FP8 kernel each"
         lines.append(("attention", said, fused == attentions))
     return lines
 
@@ -217,7 +217,7 @@ def main() -> int:
     parser.add_argument("folder", nargs="?", type=Path, default=Path("demo"), help="where files go (demo)")
     folder = parser.parse_args().folder
     # A pipe gets a fixed width, so that the output is the same everywhere.
-    width = None if sys.stdout.isatty() else 110
+    width = None if sys.stdout.isatty() else 100
     plain = bool(os.environ.get("NO_COLOR"))
     console = Console(width=width, color_system=None if plain else "auto", highlight=False)
     try:

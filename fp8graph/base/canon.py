@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import struct
 from typing import Any
 
 
@@ -23,21 +24,25 @@ def digest(value: Any) -> str:
     return "sha256:" + hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
+def nearest_float32(value: float) -> float:
+    """The float32 nearest to `value`, as a Python float. Raises OverflowError above the largest."""
+    exact: float = struct.unpack("<f", struct.pack("<f", value))[0]
+    return exact
+
+
 def shortest_float32(value: float) -> float:
     """The Python float whose shortest decimal spelling names exactly this float32.
 
     JSON then shows `0.0123` and not the seventeen digits of the double that equals the float32. Raises ValueError
     where `value` is not finite: documents hold no NaN or infinity.
     """
-    import struct
-
     if not math.isfinite(value):
         raise ValueError(f"a document holds finite numbers only, not {value}")
-    exact: float = struct.unpack("<f", struct.pack("<f", value))[0]
+    exact = nearest_float32(value)
     for digits in range(6, 18):
         short = float(f"{exact:.{digits}g}")
         try:
-            if struct.unpack("<f", struct.pack("<f", short))[0] == exact:
+            if nearest_float32(short) == exact:
                 return short
         except OverflowError:  # the rounded decimal of the largest float32 lies above it
             continue

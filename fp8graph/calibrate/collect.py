@@ -22,16 +22,20 @@ from fp8graph.runners.onnxruntime import OnnxRuntime
 _WORKERS = min(os.cpu_count() or 1, 4)
 
 
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
 def collect(
     model: Normalized, needs: Sequence[str], samples: Samples, source: str, progress: Progress = SILENT
 ) -> Ranges:
-    """Runs the samples once and returns the range of each tensor of `needs` (scope and name).
+    """Runs the samples once and returns the range of each tensor of `needs` (scope and name), and of float outputs.
 
     One intra-op thread computes each feed, so the numbers do not depend on load or thread count; ranges merge
     exactly, so they do not depend on the order either. Tensors inside bodies are not observed: they are missing in
     the result.
     """
-    taps, fed = _taps(model.model, needs)
+    floats = [v.name for v in model.model.graph.outputs if v.dtype in _FLOATS and v.name]
+    taps, fed = _taps(model.model, list(dict.fromkeys([*needs, *floats])))
     runner = OnnxRuntime(_with_outputs(model.model, taps))
     ranges = Ranges(source=source, data=samples.label)
     with stage(progress, "calibrating", samples.count, "samples"), ThreadPoolExecutor(_WORKERS) as pool:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -17,6 +16,7 @@ from fp8graph.base.errors import InputError
 from fp8graph.base.findings import Notes
 from fp8graph.calibrate.readers import npz, random
 from fp8graph.calibrate.readers.arrays import Array, InputSpec, cut, feeds
+from fp8graph.graph.tensors import NUMPY
 
 DEFAULT_RANDOM = 8
 
@@ -161,9 +161,8 @@ def _numpy(value: ir.Value) -> np.dtype[Any] | None:
     if value.dtype == ir.DataType.STRING:
         return np.dtype(object)
     if value.dtype == ir.DataType.BFLOAT16:
-        return np.dtype(ml_dtypes.bfloat16)
+        return NUMPY["bf16"]
     try:
-        found: np.dtype[Any] = np.dtype(value.dtype.numpy())
+        return value.dtype.numpy()
     except TypeError:
         return None
-    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass
+from onnx_ir.passes.common import InlinePass, TopologicalSortPass
 
 from fp8graph.base.errors import InputError, InternalError
 from fp8graph.base.progress import stage
@@ -26,6 +26,8 @@ def normalize(source: Source, pipeline: Pipeline, ctx: Context, *, verify: bool 
     """
     model = source.model
     with stage(ctx.progress, "normalizing"):
+        TopologicalSortPass()(model)
+        _fix_overridable(model, ctx)
         if any(place.scope.startswith("fn:") and place.node.op_type in COMPUTE for place in walk.walk(model)):
             InlinePass()(model)
         keys.name_everything(model)
@@ -35,6 +37,21 @@ def normalize(source: Source, pipeline: Pipeline, ctx: Context, *, verify: bool 
             protos.infer_types(model)
         keys.write_keys(model)
     return Normalized(model, source, keys.structure_digest(model))
+
+
+def _fix_overridable(model: ir.Model, ctx: Context) -> None:
+    """Up to IR version 3 every initializer had to be a graph input, too: there it is a constant all the same."""
+    if model.ir_version >= 4:
+        return
+    kept = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+    dropped = len(model.graph.inputs) - len(kept)
+    model.ir_version = 4  # the first in which they need not be inputs
+    if dropped:
+        model.graph.inputs.clear()
+        model.graph.inputs.extend(kept)
+        ctx.note(
+            "FG219", "", f"{dropped} initializers were listed as graph inputs (IR version 3): they are constants now"
+        )
 
 
 def facts_for(normalized: Normalized, shapes: Shapes) -> Facts:

@@ -28,6 +28,8 @@ class OpVerdict:
     def __post_init__(self) -> None:
         if self.verdict not in get_args(Verdict):
             raise ValueError(f"unknown verdict '{self.verdict}'")
+        if any(size is not None and (type(size) is not int or size < 0) for size in (self.macs, self.weight_bytes)):
+            raise ValueError(f"MACs and weight bytes are counts, not {self.macs} and {self.weight_bytes}")
 
     @property
     def as_planned(self) -> bool:
@@ -117,7 +119,7 @@ class Attestation:
                     for key, item in document["verdicts"].items()
                 },
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise malformed(KIND, where, error) from error
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fp8graph.base import files
+from fp8graph.base.canon import canonical
 from fp8graph.base.errors import InputError
 
 
@@ -26,13 +27,17 @@ def check_schema(document: Any, kind: str, version: int, where: str) -> dict[str
             f"a {kind} was expected", where=where, why=f"its schema is '{document['schema']}'", code="FG111"
         )
     if number != str(version):
-        newer = number.isdigit() and int(number) > version
+        newer = number.isdecimal() and int(number) > version
         raise InputError(
             f"this {kind} has version {number}, this fp8graph reads version {version}",
             where=where,
             do="update fp8graph" if newer else "write the document anew",
             code="FG111",
         )
+    try:
+        canonical(document)
+    except ValueError as error:  # Python's JSON reader takes NaN and Infinity
+        raise malformed(kind, where, error) from error
     return document
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
-from fp8graph.base.canon import shortest_float32
+from fp8graph.base.canon import nearest_float32, shortest_float32
 from fp8graph.data.arrayref import ArrayRef
 from fp8graph.data.document import check_schema, malformed
 from fp8graph.formats.spec import Granularity
@@ -18,6 +17,7 @@ Do = Literal["quantize", "keep"]
 AdjustKind = Literal["channels", "split", "terms", "codes", "bias"]
 High = Literal["fp32", "fp16", "bf16"]
 KIND, VERSION = "plan", 1
+_SMALLEST, _LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class Scale:
     def __post_init__(self) -> None:
         if self.origin not in get_args(Origin):
             raise ValueError(f"unknown origin '{self.origin}'")
-        if self.value is not None and not (math.isfinite(self.value) and self.value > 0):
-            raise ValueError(f"a scale is finite and positive, not {self.value}")
+        if self.value is not None and not _SMALLEST <= self.value <= _LARGEST:
+            raise ValueError(f"a scale is a positive, normal float32, not {self.value}")
         if self.origin in ("computed", "dynamic") and self.value is not None:
             raise ValueError(f"a {self.origin} scale holds no number")
         if self.origin == "given" and self.value is None:
@@ -217,7 +217,7 @@ class Plan:
                 },
                 ops={str(key): _decision_from_json(item) for key, item in document["ops"].items()},
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise malformed(KIND, where, error) from error
 
 
@@ -281,5 +281,5 @@ def _quant_from_json(item: Mapping[str, Any]) -> Quant:
         value=str(item["value"]),
         format=str(item["format"]),
         granularity=Granularity.from_json(item["granularity"]),
-        scale=Scale(scale["origin"], str(scale["rule"]), None if value is None else float(value)),
+        scale=Scale(scale["origin"], str(scale["rule"]), None if value is None else nearest_float32(float(value))),
     )

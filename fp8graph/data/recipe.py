@@ -9,10 +9,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+from fp8graph import formats
 from fp8graph.base.errors import UsageError
 from fp8graph.base.names import did_you_mean
 
 HighChoice = Literal["keep", "fp32", "fp16", "bf16"]
+_SCHEMA = "fp8graph.recipe/1"
 _TABLES = {
     "": {"schema", "name", "summary", "extends", "quantize", "high", "rules", "passes", "keep"},
     "quantize": {"ops", "activations", "weights", "costly"},
@@ -66,7 +68,7 @@ class Recipe:
     def to_json(self) -> dict[str, Any]:
         """The resolved recipe as a plain mapping; `Recipe.from_mapping` reads it back."""
         return {
-            "schema": "fp8graph.recipe/1",
+            "schema": _SCHEMA,
             "name": self.name,
             "summary": self.summary,
             "quantize": {
@@ -85,6 +87,8 @@ class Recipe:
     def from_mapping(table: Mapping[str, Any], where: str) -> Recipe:
         """Reads a resolved table. Raises UsageError FG140 naming the path of the key that is wrong."""
         _known_keys(table, where)
+        if table.get("schema", _SCHEMA) != _SCHEMA:
+            raise _wrong(f"the recipe's schema is '{table['schema']}', this fp8graph reads '{_SCHEMA}'", where)
         try:
             quantize = table["quantize"]
             return Recipe(
@@ -93,7 +97,7 @@ class Recipe:
                 ops=_texts(quantize, "ops", f"{where}: quantize"),
                 activations=_policy(quantize, "activations", where),
                 weights=_policy(quantize, "weights", where),
-                costly=bool(quantize.get("costly", False)),
+                costly=_truth(quantize.get("costly", False), "costly", where),
                 high=_one_of(table.get("high", {}).get("dtype", "keep"), ("keep", "fp32", "fp16", "bf16"), where),
                 rules=_texts(table, "rules", where),
                 passes=_texts(table, "passes", where),
@@ -120,7 +124,10 @@ def load(name_or_path: str) -> Recipe:
     """A packaged recipe by its name, or a TOML file. Raises UsageError (unknown name, unknown key, wrong value)."""
     table, where = _table(name_or_path)
     if "extends" in table:
-        base, _ = _table(str(table["extends"]))
+        name = table["extends"]
+        if not isinstance(name, str) or "/" in name or "\\" in name:
+            raise _wrong("'extends' names a packaged recipe, or a .toml file beside this one", where)
+        base, _ = _table(str(Path(name_or_path).with_name(name)) if name.endswith(".toml") else name)
         if "extends" in base:
             raise _wrong(f"'{table['extends']}' extends another recipe; one step is allowed", where)
         table = _merged(base, {key: value for key, value in table.items() if key != "extends"})
@@ -177,7 +184,7 @@ def _policy(quantize: Mapping[str, Any], which: str, where: str) -> TensorPolicy
     table = quantize[which]
     here = f"{where}: quantize.{which}"
     return TensorPolicy(
-        _text(table, "format", here),
+        _one_of(_text(table, "format", here), formats.names(), here),
         _one_of(table["per"], ("tensor", "channel"), here),
         _one_of(table["scale"], ("amax",), here),
     )
@@ -186,6 +193,12 @@ def _policy(quantize: Mapping[str, Any], which: str, where: str) -> TensorPolicy
 def _one_of(value: Any, allowed: tuple[str, ...], where: str) -> Any:
     if value not in allowed:
         raise _wrong(f"'{value}' is none of {', '.join(allowed)}", where)
+    return value
+
+
+def _truth(value: Any, key: str, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise _wrong(f"'{key}' is true or false", where)
     return value
 
 

@@ -63,7 +63,7 @@ def build_engine(
     have, BackendError (4) for a builder that is missing, refuses, crashes or does not end. An existing output is
     replaced: whether it may be is the caller's matter.
     """
-    output = output.absolute()
+    given, output = output, output.absolute()
     model = load(job.model).model
     with files.staged(output) as folder, tempfile.TemporaryDirectory(prefix="fp8graph-") as temporary:
         run = _Run(job, folder / output.name, Path(temporary), list(worker), memory_limit_bytes)
@@ -76,9 +76,8 @@ def build_engine(
         (folder / manifest.beside(output).name).write_text(manifest.spell(document), encoding="utf-8")
         shutil.copyfile(run.folder / "log.txt", folder / f"{output.name}.log")
         cache = run.timing_cache.read_bytes() if run.timing_cache.exists() else None
-    written = [
-        files.describe(path) for path in (output, manifest.beside(output), output.with_name(output.name + ".log"))
-    ]
+    made_files = (given, manifest.beside(given), given.with_name(given.name + ".log"))  # named as the caller does
+    written = [files.describe(path) for path in made_files]
     if cache is not None:
         target = Path(job.save_timing_cache)
         with files.staged(target) as folder:

@@ -123,6 +123,12 @@ TABLE: tuple[Row, ...] = (
         "optimize anew: it writes scales in fp32",
     ),
     Row(
+        r"Graph contains more than one tensor named (?P<op>.+?)\.\d+_cast",
+        "two branches of an If quantize one tensor",
+        "both convert it to the type of its scale, under one name",
+        "quantize it once, before the If; or give the scale the tensor's own type",
+    ),
+    Row(
         r"CHECK_EQ\(lhs_scale->type\(\), rhs_scale->type\(\)\) failed",
         "the two scales of a product have different types",
         "a Gemm with a scale for each output channel wants both scales in one type",
@@ -253,7 +259,7 @@ def explain(builder: str, file: str, said: Mapping[str, Any], model: ir.Model) -
                 return kind(
                     f"{builder} cannot build the model: {row.what}" + (f" ({chip})" if chip else ""),
                     where=", ".join(part for part in (file, where) if part),
-                    why=f"{row.why} ({builder} said: {_quote(text)})",
+                    why=f"{row.why} ({builder} said: {_quote(text, found.start())})",
                     do=row.do,
                     code=row.code,
                 )
@@ -295,9 +301,11 @@ def describe(name: str, model: ir.Model) -> str:
     return f"'{name}'"
 
 
-def _quote(text: str) -> str:
-    """The telling part of a message: its first line, without the place in the builder's source."""
-    line = next((line for line in text.splitlines() if line.strip() and not line.startswith("Invalid Node")), text)
+def _quote(text: str, at: int = 0) -> str:
+    """The telling line of a message, without the place in the builder's source: the one at `at`, else the first."""
+    line = text[text.rfind("\n", 0, at) + 1 :].partition("\n")[0]
+    if not line.strip() or line.startswith("Invalid Node"):
+        line = next((line for line in text.splitlines() if line.strip() and not line.startswith("Invalid Node")), text)
     line = re.sub(r"^I\w+::\w+: Error Code \d+: ", "", line.strip())
     line = re.sub(r" In \w+ at \S+\.cpp:\d+\)?$", "", line)
     return line if len(line) <= _QUOTED else line[:_QUOTED] + " ..."

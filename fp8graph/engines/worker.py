@@ -14,6 +14,7 @@ import errno
 import importlib
 import json
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -25,13 +26,10 @@ from fp8graph.engines.job import BuildJob
 from fp8graph.engines.probe import MODULES, devices
 from fp8graph.engines.settings import add_profiles, apply_args
 
-# Lines that say nothing: no driver on a machine that builds ahead of time, and the importer's frame around an error.
-NOISE = (
-    "[checkMacros.cpp",
-    "ModelImporter.cpp:140",
-    "ModelImporter.cpp:142",
-    "ModelImporter.cpp:143",
-    "The logger passed into",
+# Lines that say nothing: no driver on a machine that builds ahead of time, the importer's frame around an error, and
+# that an int64 input is one.
+_NOISE = re.compile(
+    r"\[checkMacros\.cpp|ModelImporter\.cpp:14[023]:|The logger passed into|ModelImporter\.cpp:\d+: Make sure input"
 )
 _KEPT_LINES = 200
 Emit = Callable[[Mapping[str, Any]], None]
@@ -87,8 +85,9 @@ class Log:
             if message.startswith("Layers:"):
                 self.layers = message
             kept = {"ERROR": self.errors, "INTERNAL_ERROR": self.errors, "WARNING": self.warnings}.get(severity)
-            if kept is not None and len(kept) < _KEPT_LINES and not message.startswith(NOISE) and message not in kept:
-                kept.append(message)
+            if kept is None or len(kept) >= _KEPT_LINES or message in kept or _NOISE.match(message):
+                return
+            kept.append(message)
 
 
 def build(backend: Backend, job: BuildJob, engine: Path, cache: str, log: Log, emit: Emit) -> dict[str, Any]:

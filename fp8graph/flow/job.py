@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fp8graph.base import canon
-from fp8graph.base.errors import InputError, UnmetError, UsageError
+from fp8graph.base.errors import BackendError, InputError, UnmetError, UsageError
 from fp8graph.base.files import WrittenFile, check_writable, describe, sha256_of, staged
 from fp8graph.base.progress import SILENT, Progress, stage
 from fp8graph.calibrate.collect import collect, profiles
@@ -29,10 +29,12 @@ from fp8graph.data.comparison import Comparison
 from fp8graph.data.document import load_json
 from fp8graph.data.plan import Plan, Shapes
 from fp8graph.graph.load import load
+from fp8graph.graph.protos import infer_types
 from fp8graph.graph.save import save
 from fp8graph.graph.stages import Legal, Normalized, Source
 from fp8graph.numerics import sidecar
-from fp8graph.numerics.ranges import Ranges
+from fp8graph.numerics.ranges import Ranges, Stat
+from fp8graph.runners.onnxruntime import fill_types
 from fp8graph.runners.reference import reference
 
 DEFAULT_RECIPE, DEFAULT_TARGET = "fp8-default", "tensorrt-rtx"
@@ -132,6 +134,8 @@ class Job:
                     self.shapes = profiles(self.feeds)
         with self.clock("normalize"):
             self.normalized = stages.normalize(self.source, self.pipeline, self.ctx, verify=self.verify)
+            if fill_types(self.normalized.model):
+                infer_types(self.normalized.model)
 
     def _check_output(self, model: Any, plan: Plan | str | Path | None) -> None:
         if self.out is None:
@@ -187,7 +191,7 @@ class Job:
             seen = _load_ranges(ranges, self.source)
         elif self.feeds is not None:
             with self.clock("calibrate"):
-                seen = collect(self.normalized, wanted, self.feeds, "", self.progress)
+                seen = self.observe(wanted, "")
         elif plan_only:
             return plan
         else:
@@ -201,6 +205,39 @@ class Job:
         settled = settle(plan, seen, self.normalized.model, self.ctx.notes)
         self.ctx.ranges = seen
         return self.repaired(settled)
+
+    def observe(self, wanted: Sequence[str], digest: str) -> Ranges:
+        """Runs the samples. Raises InputError FG133 where the original model cannot be run on them either."""
+        assert self.feeds is not None
+        try:
+            seen = collect(self.normalized, wanted, self.feeds, digest, self.progress)
+        except BackendError as error:
+            if error.code == "FG133" and not self._original_runs():
+                raise InputError(error.what, where=error.where, why=error.why, do=error.do, code=error.code) from error
+            raise
+        outputs = [value.name for value in self.normalized.model.graph.outputs if value.name in seen.values]
+        broken = [name for name in outputs if name and seen.values[name].nonfinite]
+        inner = [name for name in wanted if seen.values.get(name, Stat()).nonfinite]
+        if broken and inner:
+            raise InputError(
+                "on this data the model itself overflows: its outputs are infinite or NaN",
+                where=f"output '{broken[0]}', first tensor '{inner[0]}'",
+                why="a range that is not finite gives no scale",
+                do="give data as the model was made for",
+                code="FG107",
+            )
+        return seen
+
+    def _original_runs(self) -> bool:
+        """Whether ONNX Runtime runs the model as it came on the first sample that is to be had."""
+        assert self.feeds is not None
+        try:
+            runner = reference(self.source.path or load(self.source.original).model)
+            for feed in self.feeds:
+                runner.run(feed)
+        except BackendError:
+            return False
+        return True
 
     def repaired(self, plan: Plan) -> Plan:
         """The settled plan with what the repairs find; a replayed one holds that already."""

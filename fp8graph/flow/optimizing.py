@@ -11,7 +11,6 @@ from fp8graph.base import canon
 from fp8graph.base.files import WrittenFile, check_writable, describe, write_text
 from fp8graph.base.findings import Finding
 from fp8graph.base.progress import SILENT, Progress
-from fp8graph.calibrate.collect import collect
 from fp8graph.core.options import Options
 from fp8graph.core.passes import PlanRule, Repair, RewritePass
 from fp8graph.data.comparison import Comparison
@@ -164,7 +163,7 @@ def calibrate(
     job.open(model, recipe, target, plan, None, None)
     assert job.feeds is not None
     wanted = job.wanted(job.plan())
-    ranges = collect(job.normalized, wanted, job.feeds, source_digest(job.source), progress)
+    ranges = job.observe(wanted, source_digest(job.source))
     if out is None:
         return Calibrated(ranges, ())
     write_text(out, canon.pretty(ranges.to_json()))

@@ -12,7 +12,9 @@ from google.protobuf.message import DecodeError
 from fp8graph.base.errors import InputError, UsageError
 from fp8graph.base.files import sha256_of
 from fp8graph.graph import walk
+from fp8graph.graph.sparse import make_dense
 from fp8graph.graph.stages import Kind, Source
+from fp8graph.graph.validate import validate
 
 # Metadata that says which data file belongs to a model: it reveals a pair of files of which one was replaced.
 DATA_DIGEST = "fp8graph.data.sha256"
@@ -27,13 +29,13 @@ def load(model: Any) -> Source:
     if isinstance(model, (str, Path)):
         return _from_path(Path(model))
     if isinstance(model, onnx.ModelProto):
-        return Source(_from_proto(model, "the ModelProto given"), "proto", model)
+        return _from_proto(model, "the ModelProto given", "proto", model)
     if isinstance(model, ir.Model):
         return Source(model.clone(deep_copy=True), "ir", model)
     from fp8graph.graph import gs
 
     if gs.is_graph(model):
-        return Source(_from_proto(gs.to_proto(model), "the Graph given"), "graphsurgeon", model)
+        return _from_proto(gs.to_proto(model), "the Graph given", "graphsurgeon", model)
     raise UsageError(
         f"a {type(model).__name__} is no model",
         why="accepted are a path, an onnx.ModelProto, an onnx_ir.Model and an onnx_graphsurgeon.Graph",
@@ -41,8 +43,17 @@ def load(model: Any) -> Source:
     )
 
 
-def _from_proto(proto: onnx.ModelProto, where: str) -> ir.Model:
-    _check_proto(proto, where)
+def _from_proto(proto: onnx.ModelProto, where: str, kind: Kind, original: Any) -> Source:
+    validate(proto, where)
+    sparse = {}
+    if proto.graph.sparse_initializer:
+        own = onnx.ModelProto()
+        own.CopyFrom(proto)
+        proto, sparse = own, make_dense(own, where)
+    return Source(_deserialize(proto, where), kind, original, sparse=sparse)
+
+
+def _deserialize(proto: onnx.ModelProto, where: str) -> ir.Model:
     try:
         return ir.from_proto(proto)
     except Exception as error:  # onnx_ir raises many types on malformed protos
@@ -61,81 +72,30 @@ def _from_path(path: Path) -> Source:
     try:
         proto = onnx.load(str(path), format="protobuf", load_external_data=False)
     except (DecodeError, ValueError, RuntimeError) as error:
-        raise _unreadable(str(path), "it is no ONNX protobuf, or it is cut off") from error
+        raise _unreadable(str(path), _not_onnx(path)) from error
     except OSError as error:
         raise _unreadable(str(path), str(error)) from error
-    _check_proto(proto, str(path))
-    external = _check_external(proto, path)
-    try:
-        model = ir.from_proto(proto)
-    except Exception as error:  # onnx_ir raises many types on malformed protos
-        raise _unreadable(str(path), f"{type(error).__name__}: {error}") from error
+    external = validate(proto, str(path), path)
+    sparse = make_dense(proto, str(path))
+    model = _deserialize(proto, str(path))
     for _, graph in walk.graphs(model):
         if not isinstance(graph, ir.Function):
             ir.external_data.set_base_dir(graph, str(path.parent))
     _check_pair(model, path, external)
-    kind: Kind = "path"
-    return Source(model, kind, path, path, bool(external))
+    return Source(model, "path", path, path, bool(external), sparse)
 
 
-def _check_proto(proto: onnx.ModelProto, where: str) -> None:
-    if not proto.HasField("graph") or not (proto.graph.node or proto.graph.output):
-        raise _unreadable(where, "it holds no graph")
-    if not proto.opset_import:
-        raise _unreadable(where, "it imports no opset, so its ops have no meaning")
-    newest = onnx.defs.onnx_opset_version()
-    for item in proto.opset_import:
-        if item.domain in ("", "ai.onnx") and not 1 <= item.version <= newest:
-            raise _unreadable(
-                where,
-                f"opset {item.version} is not known (1 to {newest} are)",
-                do="update the onnx package, or export anew",
-            )
-
-
-def _tensors(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
-    found = list(graph.initializer)
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                found.append(attribute.t)
-            found.extend(attribute.tensors)
-            for body in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
-                found.extend(_tensors(body))
-    return found
-
-
-def _check_external(proto: onnx.ModelProto, path: Path) -> list[Path]:
-    """Files that hold external data, each checked to lie in the model's folder and to be long enough."""
-    folder = path.parent.resolve()
-    used: list[Path] = []
-    for tensor in _tensors(proto.graph):
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            continue
-        entries = {entry.key: entry.value for entry in tensor.external_data}
-        location = entries.get("location", "")
-        file = path.parent / location
-        if (
-            not location
-            or Path(location).is_absolute()
-            or "\0" in location
-            or not file.resolve().is_relative_to(folder)
-        ):
-            raise _external(
-                tensor.name, f"'{location}' leaves the model's folder", path, do="put the data file beside the model"
-            )
-        if not file.is_file():
-            raise _external(tensor.name, f"'{location}' is not there", path, do=f"copy it beside {path.name}")
-        try:
-            offset, length = int(entries.get("offset", 0)), int(entries.get("length", -1))
-        except ValueError as error:
-            raise _external(tensor.name, "its offset or length is no number", path) from error
-        size = file.stat().st_size
-        if offset < 0 or length < -1 or offset + max(length, 0) > size:
-            raise _external(tensor.name, f"it wants bytes {offset} to {offset + length}, '{location}' has {size}", path)
-        if file not in used:
-            used.append(file)
-    return used
+def _not_onnx(path: Path) -> str:
+    """What a file that does not parse is, as far as its first bytes tell."""
+    with path.open("rb") as file:
+        begin = file.read(4)
+    known = {b"PK\x03\x04": "a zip archive", b"\x80\x04": "a pickle, which is never opened"}
+    kind = next((what for magic, what in known.items() if begin.startswith(magic)), "")
+    return (
+        f"it does not parse: it is {kind}"
+        if kind
+        else "it does not parse as an ONNX protobuf: not an ONNX model, or truncated"
+    )
 
 
 def _check_pair(model: ir.Model, path: Path, external: list[Path]) -> None:
@@ -148,10 +108,6 @@ def _check_pair(model: ir.Model, path: Path, external: list[Path]) -> None:
             do="write both anew",
             code="FG105",
         )
-
-
-def _external(name: str, why: str, path: Path, do: str = "export the model anew") -> InputError:
-    return InputError("external data cannot be used", where=f"{path}, tensor '{name}'", why=why, do=do, code="FG104")
 
 
 def _unreadable(where: str, why: str, do: str = "give an ONNX model") -> InputError:

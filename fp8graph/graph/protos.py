@@ -22,6 +22,9 @@ def weightless(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.Value]]:
     taken: dict[str, ir.Value] = {}
     inputs = {value.name for value in clone.graph.inputs}
     for name, value in list(clone.graph.initializers.items()):
+        if isinstance(value.const_value, ir.ExternalTensor) and value.const_value.nbytes <= _KEPT_BYTES:
+            # A proto would name the file alone, and not the folder that it lies in.
+            value.const_value = ir.Tensor(value.const_value.numpy(), dtype=value.dtype, name=name)
         if value.const_value is not None and value.const_value.nbytes > _KEPT_BYTES:
             taken[name] = model.graph.initializers[name]
             del clone.graph.initializers[name]

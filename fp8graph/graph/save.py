@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,9 @@ import onnx
 import onnx_ir as ir
 
 from fp8graph.base.files import sha256_of
-from fp8graph.graph import gs, walk
+from fp8graph.graph import gs, tensors, walk
 from fp8graph.graph.load import DATA_DIGEST
+from fp8graph.graph.sparse import put_back
 from fp8graph.graph.stages import Legal
 
 log = logging.getLogger(__name__)
@@ -39,13 +42,17 @@ def save(legal: Legal, folder: Path, name: str, *, threshold: int | None = None)
     model = legal.model
     path = folder / name
     if threshold is None and not legal.source.external and weight_bytes(model) < _EMBEDDED_LIMIT:
-        path.write_bytes(to_proto(model).SerializeToString(deterministic=True))
+        path.write_bytes(to_proto(model, legal.source.sparse).SerializeToString(deterministic=True))
         return [path]
     data = folder / f"{name}.data"
     ir.save(model, path, external_data=data.name, size_threshold_bytes=1024 if threshold is None else threshold)
     if not data.exists():
         return [path]
+    if not data.stat().st_size:  # every tensor lies below the threshold
+        data.unlink()
+        return [path]
     proto = onnx.load(str(path), load_external_data=False)
+    put_back(proto, legal.source.sparse)
     kept = [item for item in proto.metadata_props if item.key != DATA_DIGEST]
     del proto.metadata_props[:]
     proto.metadata_props.extend([*kept, onnx.StringStringEntryProto(key=DATA_DIGEST, value=sha256_of(data))])
@@ -53,9 +60,14 @@ def save(legal: Legal, folder: Path, name: str, *, threshold: int | None = None)
     return [path, data]
 
 
-def to_proto(model: ir.Model) -> onnx.ModelProto:
-    """The model as a proto with its weights inside; tensor metadata, which each round trip doubles, is kept once."""
-    proto = ir.to_proto(model)
+def to_proto(model: ir.Model, sparse: Mapping[str, onnx.SparseTensorProto] | None = None) -> onnx.ModelProto:
+    """The model as a proto with its weights inside; tensor metadata, which each round trip doubles, is kept once.
+
+    `sparse` are initialisers that were sparse in the source: they are put back.
+    """
+    with _read_in(model):
+        proto = ir.to_proto(model)
+    put_back(proto, sparse or {})
     for tensor in proto.graph.initializer:
         seen = {item.key: item.value for item in tensor.metadata_props}
         if len(seen) != len(tensor.metadata_props):
@@ -66,9 +78,28 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
     return proto
 
 
+@contextlib.contextmanager
+def _read_in(model: ir.Model) -> Iterator[None]:
+    """Lets external weights be read as they are serialized: a proto would name their file, and not its folder."""
+    held = [
+        (value, value.const_value)
+        for _, graph in walk.graphs(model)
+        if not isinstance(graph, ir.Function)
+        for value in graph.initializers.values()
+        if isinstance(value.const_value, ir.ExternalTensor)
+    ]
+    for value, _ in held:
+        value.const_value = tensors.lazy_from(value, value.name or "", lambda array: array).const_value
+    try:
+        yield
+    finally:
+        for value, tensor in held:
+            value.const_value = tensor
+
+
 def like_source(legal: Legal) -> Any:
     """The model as the kind of object that came in; a path becomes an onnx.ModelProto here."""
     if legal.source.kind == "ir":
         return legal.model
-    proto = to_proto(legal.model)
+    proto = to_proto(legal.model, legal.source.sparse)
     return gs.from_proto(proto) if legal.source.kind == "graphsurgeon" else proto

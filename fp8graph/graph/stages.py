@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import onnx
 import onnx_ir as ir
 
 Kind = Literal["path", "proto", "ir", "graphsurgeon"]
@@ -13,13 +15,15 @@ Kind = Literal["path", "proto", "ir", "graphsurgeon"]
 
 @dataclass(frozen=True)
 class Source:
-    """A model as it came. `model` is not to be edited; `original` is the caller's object; `path` where it is a file."""
+    """A model as it came. `model` is not to be edited; `original` is the caller's object; `path` where it is a file;
+    `sparse` are initialisers that were sparse there."""
 
     model: ir.Model
     kind: Kind
     original: Any
     path: Path | None = None
     external: bool = False
+    sparse: Mapping[str, onnx.SparseTensorProto] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

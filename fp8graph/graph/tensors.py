@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ FLOATS = {
     ir.DataType.BFLOAT16: "bf16",
     ir.DataType.DOUBLE: "fp64",
 }
-NUMPY = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
+NUMPY: dict[str, np.dtype[Any]] = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 ONNX = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 
 
@@ -30,9 +31,16 @@ def read(value: ir.Value) -> Array:
 
 def release(value: ir.Value) -> None:
     """Unmaps an external weight after it was read, so that memory holds one weight at a time."""
-    drop = getattr(value.const_value, "release", None)
-    if drop is not None:
-        drop()
+    if value.const_value is not None:
+        _unmap(value.const_value)
+
+
+def _unmap(tensor: ir.TensorProtocol) -> None:
+    """Lets go of the mapping of an external tensor; arrays that were read from it keep it until they are gone."""
+    if isinstance(tensor, ir.ExternalTensor):
+        with contextlib.suppress(BufferError):  # an array of it is alive
+            tensor.release()
+        tensor.raw = None
 
 
 def constant(name: str, array: Array) -> ir.Value:
@@ -64,9 +72,7 @@ def lazy_from(
 
     def compute() -> Array:
         out = change(tensor.numpy())
-        drop = getattr(tensor, "release", None)
-        if drop is not None:
-            drop()
+        _unmap(tensor)
         return out
 
     return lazy(name, tuple(tensor.shape.numpy()), dtype or source.dtype, compute)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fp8graph.base.canon import shortest_float32
+from fp8graph.base.canon import nearest_float32, shortest_float32
 from fp8graph.data.document import check_schema, malformed
 
 KIND, VERSION = "ranges", 1
@@ -112,7 +112,7 @@ class Ranges:
                 },
                 values={str(name): _stat_from_json(item) for name, item in document["values"].items()},
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise malformed(KIND, where, error) from error
 
 
@@ -124,6 +124,12 @@ def _stat_to_json(stat: Stat) -> dict[str, Any]:
 
 
 def _stat_from_json(item: Mapping[str, Any]) -> Stat:
-    return Stat(
-        int(item["count"]), int(item["nonfinite"]), float(item.get("min", math.inf)), float(item.get("max", -math.inf))
-    )
+    count, nonfinite = int(item["count"]), int(item["nonfinite"])
+    if count < 0 or nonfinite < 0 or ("min" in item) != ("max" in item):
+        raise ValueError("a statistic has counts, and both a min and a max or none")
+    if "min" not in item:
+        return Stat(count, nonfinite)
+    low, high = nearest_float32(float(item["min"])), nearest_float32(float(item["max"]))
+    if not low <= high:
+        raise ValueError(f"min {low} is above max {high}")
+    return Stat(count, nonfinite, low, high)

@@ -15,13 +15,23 @@ from typing import Any
 import onnx_ir as ir
 
 from fp8graph.base.errors import BackendError
-from fp8graph.graph.save import weight_bytes
+from fp8graph.graph.save import to_proto, weight_bytes
 from fp8graph.runners.base import Feeds, Outputs
 from fp8graph.runners.expand.bfloat16 import expand
 
 _DISABLED = ["ReluQuantRewrite"]
 # Above this a model goes to the session as files: a protobuf ends at 2 GiB, and its copies cost memory before that.
 _IN_MEMORY = 256_000_000
+_TYPES = {
+    "tensor(float)": ir.DataType.FLOAT,
+    "tensor(float16)": ir.DataType.FLOAT16,
+    "tensor(double)": ir.DataType.DOUBLE,
+    "tensor(int64)": ir.DataType.INT64,
+    "tensor(int32)": ir.DataType.INT32,
+    "tensor(bool)": ir.DataType.BOOL,
+    "tensor(uint8)": ir.DataType.UINT8,
+    "tensor(int8)": ir.DataType.INT8,
+}
 
 
 class OnnxRuntime:
@@ -29,9 +39,10 @@ class OnnxRuntime:
 
     threads   intra-op threads; 1 makes results independent of the machine's load
     exact     False leaves ONNX Runtime's default settings: what a user gets who loads the file plainly
+    fuse      False computes each op alone, as it is written: what tests compare bit by bit
     """
 
-    def __init__(self, model: Path | ir.Model, *, threads: int = 1, exact: bool = True) -> None:
+    def __init__(self, model: Path | ir.Model, *, threads: int = 1, exact: bool = True, fuse: bool = True) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -43,6 +54,8 @@ class OnnxRuntime:
         if exact:
             options.add_session_config_entry("session.disable_quant_qdq", "1")
             disabled = _DISABLED
+        if not fuse:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
 
         def session(given: str | bytes) -> Any:
             return onnxruntime.InferenceSession(
@@ -68,10 +81,40 @@ class OnnxRuntime:
             raise _failed("ONNX Runtime cannot run the model", error) from error
 
 
+def fill_types(model: ir.Model) -> int:
+    """Asks ONNX Runtime for the types of inner values that onnx could not infer (vendor ops); how many were found.
+
+    Never raises: a model that the runtime does not load keeps its unknown types.
+    """
+    unknown = [value for node in model.graph for value in node.outputs if value.name and value.dtype is None]
+    if not unknown:
+        return 0
+    view = model.clone()
+    inner = {value.name: value for node in view.graph for value in node.outputs}
+    have = {value.name for value in view.graph.outputs}
+    view.graph.outputs.extend(inner[value.name] for value in unknown if value.name not in have)
+    try:
+        session = OnnxRuntime(view)._session
+    except BackendError:
+        return 0
+    types = {output.name: output for output in session.get_outputs()}
+    found = 0
+    for value in unknown:
+        said = types.get(value.name)
+        dtype = _TYPES.get(said.type) if said is not None else None
+        if said is None or dtype is None:
+            continue
+        value.type = ir.TensorType(dtype)
+        if said.shape:  # an empty list also stands for a rank that is not known
+            value.shape = value.shape or ir.Shape(said.shape)
+        found += 1
+    return found
+
+
 def _from_memory(model: ir.Model, session: Any) -> Any:
     expanded = expand(model)
     if weight_bytes(expanded) < _IN_MEMORY:
-        return session(ir.to_proto(expanded).SerializeToString())
+        return session(to_proto(expanded).SerializeToString())
     with tempfile.TemporaryDirectory(prefix="fp8graph-") as folder:
         path = Path(folder) / "model.onnx"
         ir.save(expanded, path, external_data="model.data")

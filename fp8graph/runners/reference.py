@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx_ir as ir
+from onnx_ir.passes.common import TopologicalSortPass
 
+from fp8graph.base.errors import BackendError
+from fp8graph.graph import keys
 from fp8graph.graph.load import load
 from fp8graph.runners.expand.bfloat16 import expand
 from fp8graph.runners.onnxruntime import OnnxRuntime
@@ -17,4 +20,15 @@ def reference(model: Path | str | ir.Model) -> OnnxRuntime:
         return OnnxRuntime(model)
     source = load(model)
     expanded = expand(source.model)
-    return OnnxRuntime(Path(model)) if expanded is source.model else OnnxRuntime(expanded)
+    if expanded is not source.model:
+        return OnnxRuntime(expanded)
+    try:
+        return OnnxRuntime(Path(model))
+    except BackendError as refused:
+        # ONNX Runtime refuses some valid files, such as those with two nodes of one name; the model itself may do.
+        TopologicalSortPass()(expanded)
+        keys.name_everything(expanded)
+        try:
+            return OnnxRuntime(expanded)
+        except BackendError:
+            raise refused from None

@@ -52,7 +52,9 @@ class BalanceRounding(Repair):
                 continue
             weight = weights(slot)
             codes = self._balanced(weight.astype(np.float32), quant)
-            reference = sidecar.reference(f"{quant.value}.codes", codes)
+            # A weight that is read along two axes has codes for each.
+            name = f"{quant.value}.codes.axis{quant.granularity.blocks[0][0]}"
+            reference = sidecar.reference(name, codes)
             found.append((Adjust("codes", slot, self.name, reference, sidecar.weight_digest(weight)), codes))
         return found
 

@@ -11,6 +11,7 @@ Exactness      exact: values move, or are converted as the Cast would
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,6 +24,7 @@ from fp8graph.graph import edit, tensors, walk
 
 _MOVES = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast"})
 _READERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+Move = Callable[[tensors.Array], tensors.Array]
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,15 @@ class FoldWeightLayout(RewritePass):
             source, output = node.inputs[0], node.outputs[0]
             if not self._movable(node) or source is None or output.is_graph_output():
                 continue
-            shape = _moved_shape(node, source)
-            if shape is None:
+            move = _movement(node)
+            shape = _moved_shape(move, source)
+            if move is None or shape is None:
                 continue
             dtype = ir.DataType(node.attributes["to"].as_int()) if node.op_type == "Cast" else source.dtype
             if dtype not in tensors.FLOATS or source.dtype not in tensors.FLOATS:
                 continue
             assert dtype is not None and output.name is not None
-            value = tensors.lazy(output.name, shape, dtype, _mover(source, shape, node, dtype))
+            value = tensors.lazy(output.name, shape, dtype, _mover(source, move, dtype))
             stale += [item for item in node.inputs if item is not None]
             name = output.name
             output.name = f"{name}_moved"
@@ -71,55 +74,64 @@ class FoldWeightLayout(RewritePass):
         )
 
 
-def _moved_shape(node: ir.Node, source: ir.Value) -> tuple[int, ...] | None:
+def _moved_shape(move: Move | None, source: ir.Value) -> tuple[int, ...] | None:
     """The result's shape by running the movement on an array without storage."""
     assert source.const_value is not None
     probe = np.broadcast_to(np.zeros((), np.int8), source.const_value.shape.numpy())
     try:
-        return tuple(int(d) for d in _move(probe, node).shape)
-    except (ValueError, IndexError, KeyError):
+        return tuple(int(d) for d in move(probe).shape) if move is not None else None
+    except (ValueError, IndexError):
         return None
 
 
-def _mover(source: ir.Value, shape: tuple[int, ...], node: ir.Node, dtype: ir.DataType):  # type: ignore[no-untyped-def]
+def _mover(source: ir.Value, move: Move, dtype: ir.DataType) -> Callable[[], tensors.Array]:
     tensor = source.const_value
     assert tensor is not None
+    kind = tensors.FLOATS[dtype]
+    wanted = np.dtype(np.float64) if kind == "fp64" else tensors.NUMPY[kind]
 
     def compute() -> tensors.Array:
-        moved = _move(tensor.numpy(), node)
-        kind = tensors.FLOATS[dtype]
-        wanted = np.dtype(np.float64) if kind == "fp64" else tensors.NUMPY[kind]
-        return np.ascontiguousarray(moved if moved.dtype == wanted else moved.astype(wanted))
+        moved = move(tensor.numpy())
+        with np.errstate(over="ignore"):  # too large a number becomes an infinity, as by Cast
+            return np.ascontiguousarray(moved if moved.dtype == wanted else moved.astype(wanted))
 
     return compute
 
 
-def _move(array: tensors.Array, node: ir.Node) -> tensors.Array:
+def _movement(node: ir.Node) -> Move | None:
+    """What the node does to its first input, with everything it says read now: the node itself goes."""
     kind = node.op_type
     if kind == "Transpose":
-        perm = node.attributes.get("perm")
-        return array.transpose(tuple(perm.as_ints()) if perm is not None else None)
+        perm = tuple(node.attributes["perm"].as_ints()) if "perm" in node.attributes else None
+        return lambda array: array.transpose(perm)
     if kind in ("Identity", "Cast"):
-        return array
+        return lambda array: array
     if kind == "Flatten":
         axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
-        axis += array.ndim if axis < 0 else 0
-        return array.reshape(int(np.prod(array.shape[:axis], dtype=np.int64)), -1)
-    if kind == "Reshape":
-        wanted = [int(d) for d in tensors.read(_second(node)).reshape(-1)]
-        keep_zero = "allowzero" in node.attributes and node.attributes["allowzero"].as_int()
-        return array.reshape([array.shape[i] if d == 0 and not keep_zero else d for i, d in enumerate(wanted)])
-    second = node.inputs[1] if len(node.inputs) > 1 else None
-    axes = tuple(int(a) for a in tensors.read(second).reshape(-1)) if second is not None else None
+        return lambda array: _flattened(array, axis)
+    numbers = _numbers(node)
+    if kind == "Reshape" and numbers is not None:
+        sizes = numbers
+        keep_zero = "allowzero" in node.attributes and bool(node.attributes["allowzero"].as_int())
+        return lambda array: array.reshape(
+            [array.shape[i] if d == 0 and not keep_zero else d for i, d in enumerate(sizes)]
+        )
     if kind == "Squeeze":
-        return np.squeeze(array, axes)
-    if axes is None:
-        raise ValueError("Unsqueeze without axes")
-    return np.expand_dims(array, axes)
+        return lambda array: np.squeeze(array, numbers)
+    if kind == "Unsqueeze" and numbers is not None:
+        axes = numbers
+        return lambda array: np.expand_dims(array, axes)
+    return None
 
 
-def _second(node: ir.Node) -> ir.Value:
-    value = node.inputs[1]
-    if value is None:
-        raise ValueError(f"{node.op_type} without its second input")
-    return value
+def _numbers(node: ir.Node) -> tuple[int, ...] | None:
+    """Axes or sizes: the second input, or, before opset 13, the attribute; None where they are left out."""
+    second = node.inputs[1] if len(node.inputs) > 1 else None
+    if second is not None:
+        return tuple(int(d) for d in tensors.read(second).reshape(-1))
+    return tuple(node.attributes["axes"].as_ints()) if "axes" in node.attributes else None
+
+
+def _flattened(array: tensors.Array, axis: int) -> tensors.Array:
+    axis += array.ndim if axis < 0 else 0
+    return array.reshape(int(np.prod(array.shape[:axis], dtype=np.int64)), -1)

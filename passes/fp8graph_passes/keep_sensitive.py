@@ -10,6 +10,7 @@ Exactness      plan only, no arithmetic changes
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fp8graph.core.context import Context, OpView
 from fp8graph.core.passes import Opinion, PlanRule
@@ -39,6 +40,8 @@ _BY_TYPE = {op_type: kind for kind, types in _KINDS.items() for op_type in types
 @dataclass(frozen=True)
 class KeepSensitive(PlanRule):
     """Sensitive kinds of op stay in high precision."""
+
+    firm: ClassVar[bool] = True
 
     def decide(self, op: OpView, ctx: Context) -> Opinion | None:
         """By op type; a Gather from a constant table is an embedding."""

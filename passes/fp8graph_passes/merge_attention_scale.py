@@ -41,7 +41,7 @@ class MergeAttentionScale(RewritePass):
                 continue
             (left, left_slot), (right, right_slot) = first, second
             a, b = (tensors.read(_operand(node, slot)) for node, slot in (first, second))
-            product = np.asarray(_snap(float(a) * float(b), a.dtype), a.dtype).reshape(a.shape)
+            product = np.asarray(_snap(float(a.item()) * float(b.item()), a.dtype), a.dtype).reshape(a.shape)
             constant = tensors.constant(names.fresh(f"{_operand(left, left_slot).name}_merged"), product)
             graph = left.graph
             if not isinstance(graph, ir.Graph):

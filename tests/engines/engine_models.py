@@ -23,10 +23,10 @@ KEY = "fp8graph.key"
 
 
 class Graph:
-    """A graph under construction, in one type; every op is named, and called by its output after that name."""
+    """A graph under construction, in one type, its scales in another. Every op is named, and its output after it."""
 
-    def __init__(self, kind: str = "fp16", prefix: str = "") -> None:
-        self.kind, self.prefix = kind, prefix
+    def __init__(self, kind: str = "fp16", prefix: str = "", scales: str = "fp32") -> None:
+        self.kind, self.prefix, self.scales = kind, prefix, scales
         self.nodes: list[onnx.NodeProto] = []
         self.inputs: list[onnx.ValueInfoProto] = []
         self.outputs: list[onnx.ValueInfoProto] = []
@@ -60,19 +60,19 @@ class Graph:
         return self.constant(values.astype(ARRAYS[self.kind]), name)
 
     def qdq(self, value: str, name: str, scale: float = 0.02, format_: type = E4M3FN) -> str:
-        """An activation through Q and DQ: one fp32 scale of rank 0, the format by `output_dtype`."""
-        s = self.constant(np.float32(scale), f"{name}_scale")
+        """An activation through Q and DQ: one scale of rank 0, the format by `output_dtype`."""
+        s = self.constant(np.asarray(scale, ARRAYS[self.scales]), f"{name}_scale")
         stored = self.op("QuantizeLinear", [value, s], f"{name}_q", output_dtype=int(_FP8[np.dtype(format_)]))
         return self._down(self.op("DequantizeLinear", [stored, s], f"{name}_dq"), name)
 
     def _down(self, value: str, name: str) -> str:
-        """From the scale's fp32 to the graph's type: engines take such a Cast up."""
-        return value if self.kind == "fp32" else self.op("Cast", [value], f"{name}_c", to=TYPES[self.kind])
+        """From the scale's type down to the graph's: engines take such a Cast up."""
+        return value if self.kind == self.scales else self.op("Cast", [value], f"{name}_c", to=TYPES[self.kind])
 
     def weight8(self, shape: Sequence[int], name: str, axis: int | None = None, seed: int = 0) -> str:
-        """An FP8 weight behind DQ, with an fp32 scale for each index of `axis`, or one."""
+        """An FP8 weight behind DQ, with a scale for each index of `axis`, or one."""
         values = np.random.default_rng(seed).standard_normal(shape).astype(np.float32).astype(E4M3FN)
-        scale = np.full(() if axis is None else shape[axis], 0.02, np.float32)
+        scale = np.full(() if axis is None else shape[axis], 0.02, ARRAYS[self.scales])
         stored, s = self.constant(values, name), self.constant(scale, f"{name}_scale")
         attributes = {} if axis is None else {"axis": axis}
         return self._down(self.op("DequantizeLinear", [stored, s], f"{name}_dq", **attributes), name)
@@ -161,11 +161,14 @@ def merged() -> onnx.ModelProto:
     return g.model()
 
 
-def branches(same_names: bool = False, broken: str = "") -> onnx.ModelProto:
-    """A MatMul in each branch of an If; `broken`: the branch whose activation is not quantized."""
+def branches(same_names: bool = False, broken: str = "", scales: str = "fp16") -> onnx.ModelProto:
+    """A MatMul in each branch of an If; `broken`: the branch whose activation is not quantized.
+
+    With scales in fp32 it does not build: both branches then quantize one tensor through a conversion of one name.
+    """
     bodies = {}
     for branch in ("then", "else"):
-        b = Graph(prefix=f"{branch}_")
+        b = Graph(prefix=f"{branch}_", scales=scales)
         a = "x" if branch == broken else b.qdq("x", "a")
         b.output(b.op("MatMul", [a, b.weight8([64, 128], "w")], "mm"), [32, 128])
         if same_names:
@@ -204,7 +207,9 @@ def function() -> onnx.ModelProto:
         helper.make_node("QuantizeLinear", ["X", "S", "Z"], ["q"], name="inner_q"),
         helper.make_node("DequantizeLinear", ["q", "S", "Z"], ["Y"], name="inner_dq"),
     ]
-    return g.model([helper.make_function("local", "Fake", ["X", "S", "Z"], ["Y"], nodes, [helper.make_opsetid("", 21)])])
+    return g.model(
+        [helper.make_function("local", "Fake", ["X", "S", "Z"], ["Y"], nodes, [helper.make_opsetid("", 21)])]
+    )
 
 
 def plan_of(

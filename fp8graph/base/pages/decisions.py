@@ -133,6 +133,13 @@ CODES = (
         "Nothing.",
     ),
     Code(
+        "FG219",
+        "initializers that were graph inputs became constants",
+        "Up to IR version 3 every initializer had to be listed as a graph input; nobody meant it to be one.",
+        "A weight that a caller may replace at run time cannot be stored in FP8.",
+        "Nothing to do. If a caller really feeds one of them, keep its operator: --nodes-to-exclude.",
+    ),
+    Code(
         "FG220",
         "a scale was folded",
         "A multiplication by a constant was moved into a neighbouring scale.",

@@ -13,9 +13,9 @@ import numpy as np
 from fp8graph.base.errors import InputError
 from fp8graph.calibrate.readers.arrays import Array
 
-# A stored array that would be larger than this when unpacked is taken for a bomb, unless the file itself is large.
-_LIMIT = 1 << 34
-_RATIO = 2000
+# What unpacks to more than this is taken for a bomb where it is packed tighter than real data ever is.
+_LIMIT = 1 << 28
+_RATIO = 200
 
 
 def load(path: Path) -> dict[str, Array]:
@@ -29,8 +29,10 @@ def load(path: Path) -> dict[str, Array]:
             for info in archive.infolist():
                 if not info.filename.endswith(".npy"):
                     raise _unreadable(path, f"it holds '{info.filename}', which is no array")
-                if info.file_size > _LIMIT or info.file_size > _RATIO * max(info.compress_size, 1 << 12):
-                    raise _unreadable(path, f"'{info.filename}' claims {info.file_size} bytes: too much for this file")
+                if info.file_size > _LIMIT and info.file_size > _RATIO * info.compress_size:
+                    raise _unreadable(
+                        path, f"'{info.filename}' claims a size of {info.file_size} bytes: too large for this file"
+                    )
                 with archive.open(info) as file:
                     arrays[info.filename.removesuffix(".npy")] = _array(file, info.file_size, path)
             return arrays

@@ -26,8 +26,8 @@ class KeepHead(PlanRule):
         node = op.node
         for step in range(self.steps + 1):
             if node.outputs[0].is_graph_output():
-                text = f"the head: the output '{node.outputs[0].name}' comes from it, {step} ops further down"
-                return Opinion("keep", "ACME001", text)
+                below = f", {step} ops further down" if step else ""
+                return Opinion("keep", "ACME001", f"the head: it makes the output '{node.outputs[0].name}'{below}")
             consumers = node.outputs[0].consumers()
             if len(consumers) != 1:
                 return None
