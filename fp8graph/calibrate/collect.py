@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from fp8graph.base.errors import BackendError
 from fp8graph.base.progress import SILENT, Progress, stage
+from fp8graph.calibrate import bodies
 from fp8graph.calibrate.samples import Samples
 from fp8graph.data.plan import Profile
 from fp8graph.graph.stages import Normalized
@@ -31,64 +33,61 @@ def collect(
     """Runs the samples once and returns the range of each tensor of `needs` (scope and name), and of float outputs.
 
     One intra-op thread computes each feed, so the numbers do not depend on load or thread count; ranges merge
-    exactly, so they do not depend on the order either. Tensors inside bodies are not observed: they are missing in
-    the result.
+    exactly, so they do not depend on the order either. Tensors that no sample computes are missing in the result, or
+    have a count of 0.
     """
     floats = [v.name for v in model.model.graph.outputs if v.dtype in _FLOATS and v.name]
-    taps, fed = _taps(model.model, list(dict.fromkeys([*needs, *floats])))
-    runner = OnnxRuntime(_with_outputs(model.model, taps))
+    view = _View(model.model, list(dict.fromkeys([*needs, *floats])), source, samples.label)
     ranges = Ranges(source=source, data=samples.label)
     with stage(progress, "calibrating", samples.count, "samples"), ThreadPoolExecutor(_WORKERS) as pool:
-        for part in _in_order(pool, runner, samples, taps, fed, source):
+        for part in _in_order(pool, view, samples):
             ranges = ranges.merge(part)
             progress.step()
     return ranges
 
 
-def _in_order(
-    pool: ThreadPoolExecutor,
-    runner: OnnxRuntime,
-    samples: Samples,
-    taps: Sequence[str],
-    fed: Sequence[str],
-    source: str,
-) -> Iterator[Ranges]:
+def _in_order(pool: ThreadPoolExecutor, view: _View, samples: Samples) -> Iterator[Ranges]:
     waiting: deque[Future[Ranges]] = deque()
-    for feed in samples:
-        waiting.append(pool.submit(_observe, runner, feed, taps, fed, source, samples.label))
+    for index, feed in enumerate(samples):
+        waiting.append(pool.submit(view.observe, index, feed))
         if len(waiting) > _WORKERS:
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
 
 
-def _observe(
-    runner: OnnxRuntime, feed: dict[str, Any], taps: Sequence[str], fed: Sequence[str], source: str, label: str
-) -> Ranges:
-    outputs = runner.run(feed)
-    values = {name: _stat(outputs[name]) for name in taps}
-    values |= {name: _stat(feed[name]) for name in fed if name in feed}
-    shapes = {name: {tuple(array.shape): 1} for name, array in feed.items()}
-    return Ranges(source, label, 1, shapes, values)
+class _View:
+    """The model with outputs for what is to be observed: inner tensors as they are, body tensors by their ranges."""
+
+    def __init__(self, model: ir.Model, needs: Sequence[str], source: str, label: str) -> None:
+        self.source, self.label = source, label
+        work = model.clone()
+        inner = {value.name: value for node in work.graph for value in node.outputs if value.name}
+        inputs = {value.name for value in work.graph.inputs}
+        self.taps = [name for name in needs if name in inner]
+        self.fed = [name for name in needs if name in inputs]
+        self.carried = bodies.expose(work, [name for name in needs if name not in inner and name not in inputs])
+        have = {value.name for value in work.graph.outputs}
+        work.graph.outputs.extend(inner[name] for name in self.taps if name not in have)
+        self.runner = OnnxRuntime(work)
+
+    def observe(self, index: int, feed: dict[str, Any]) -> Ranges:
+        """The ranges of one feed; a failing run names the sample."""
+        try:
+            outputs = self.runner.run(feed)
+        except BackendError as error:
+            raise BackendError(
+                error.what, where=f"sample {index}", why=error.why, do=error.do, code=error.code
+            ) from error
+        values = {name: _stat(outputs[name]) for name in self.taps}
+        values |= {name: _stat(feed[name]) for name in self.fed if name in feed}
+        values |= {name: bodies.stat_of(outputs[output]) for name, output in self.carried.items()}
+        shapes = {name: {tuple(array.shape): 1} for name, array in feed.items()}
+        return Ranges(self.source, self.label, 1, shapes, values)
 
 
 def _stat(array: np.ndarray[Any, Any]) -> Stat:
     return Stat.of(array if array.dtype == np.float32 else array.astype(np.float32))
-
-
-def _taps(model: ir.Model, needs: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Which needs are inner tensors of the main graph, and which are inputs whose feeds are looked at themselves."""
-    inputs = {value.name for value in model.graph.inputs}
-    inner = {value.name for node in model.graph for value in node.outputs if value.name}
-    return [name for name in needs if name in inner], [name for name in needs if name in inputs]
-
-
-def _with_outputs(model: ir.Model, taps: Sequence[str]) -> ir.Model:
-    view = model.clone()
-    values = {value.name: value for node in view.graph for value in node.outputs}
-    have = {value.name for value in view.graph.outputs}
-    view.graph.outputs.extend(values[name] for name in taps if name not in have)
-    return view
 
 
 def profiles(samples: Samples) -> dict[str, Profile]:

@@ -27,6 +27,7 @@ def normalize(source: Source, pipeline: Pipeline, ctx: Context, *, verify: bool 
     model = source.model
     with stage(ctx.progress, "normalizing"):
         TopologicalSortPass()(model)
+        keys.adopt(model)
         _fix_overridable(model, ctx)
         if any(place.scope.startswith("fn:") and place.node.op_type in COMPUTE for place in walk.walk(model)):
             InlinePass()(model)

@@ -19,7 +19,7 @@ from fp8graph.base.files import sha256_of
 from fp8graph.data.attestation import Attestation, OpVerdict, Verdict
 from fp8graph.data.plan import Plan
 from fp8graph.engines import manifest as manifests
-from fp8graph.engines.causes import likely_cause
+from fp8graph.engines.causes import caution, likely_cause
 from fp8graph.engines.manifest import Manifest
 from fp8graph.engines.program import EngineFile, read_engine
 from fp8graph.engines.promises import Promise, of_model, of_plan, operands
@@ -167,7 +167,8 @@ class _Court:
         verdict, testimony = verdicts["file"], heard["file"]
         alone = "" if "builder" in heard else f"on the word of the engine file alone: {self.silent['builder']}"
         if verdict == planned:
-            return verdict, alone
+            wrong = caution(operands(site, self.model, self.known)) if verdict == "fp8" else ""
+            return verdict, "; ".join(part for part in (wrong, alone) if part)
         why = self._why(site, planned, verdict, testimony)
         return verdict, f"{why}; {alone}" if alone else why
 

@@ -163,7 +163,7 @@ class _Run:
             while (line := events.next()) is not None:
                 self.phase = relay.event(line) or self.phase
                 self._check_limits(process.pid, end, timeout_s)
-        while process.poll() is None:
+        while not child.has_ended(process):
             self._check_limits(process.pid, end, timeout_s)
             time.sleep(_LOOK_S / 10)
 

@@ -26,13 +26,24 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
 
 
+def has_ended(process: subprocess.Popen[bytes]) -> bool:
+    """Whether a process has ended. It is not taken off the system's list yet: `kill` still needs its group."""
+    if process.returncode is None and hasattr(os, "waitid"):
+        return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    return process.poll() is not None
+
+
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """Ends a process and all that it has started (POSIX: it leads a group of its own), and waits for it."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        if os.name == "posix":
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            process.kill()
+    """Ends a process and all that it has started (POSIX: it leads a group of its own), and waits for it.
+
+    Of a process that was waited for before nothing is done: its number may be another's by now.
+    """
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.name == "posix":
+                os.killpg(process.pid, signal.SIGKILL)
+            else:
+                process.kill()
     process.wait()
 
 

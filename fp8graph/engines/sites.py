@@ -79,22 +79,32 @@ def _sites(graph: ir.Graph | ir.Function, scope: str, suffix: str, *, looped: bo
 
 
 def constants(model: ir.Model) -> set[int]:
-    """id() of every value that is made of initializers and Constants alone."""
+    """id() of every value that is made of initializers and Constants alone. Nodes may come in any order."""
     found: set[int] = set()
-    places = list(walk.walk(model))
-    for place in places:
-        for value in place.node.inputs:
-            if value is not None and value.is_initializer() and not value.is_graph_input():
-                found.add(id(value))
-    size = -1
-    while size != len(found):  # more than twice only where nodes are not sorted
-        size = len(found)
-        for place in places:
-            node = place.node
-            if node.op_type in _RANDOM or any(True for _ in walk.bodies(node)):
-                continue
-            if all(value is None or id(value) in found for value in node.inputs):
-                found.update(id(output) for output in node.outputs)
+    missing: dict[int, int] = {}  # id of a node -> inputs that are not known to be constant yet
+    ready: list[ir.Value] = []
+    readers: dict[int, list[ir.Node]] = {}
+    for place in walk.walk(model):
+        node = place.node
+        if node.op_type in _RANDOM or any(True for _ in walk.bodies(node)):
+            continue
+        inputs = {id(value): value for value in node.inputs if value is not None}
+        missing[id(node)] = len(inputs)
+        for value in inputs.values():
+            readers.setdefault(id(value), []).append(node)
+            if value.is_initializer() and not value.is_graph_input():
+                ready.append(value)
+        if not inputs:
+            ready.extend(node.outputs)
+    while ready:
+        value = ready.pop()
+        if id(value) in found:
+            continue
+        found.add(id(value))
+        for node in readers.get(id(value), ()):
+            missing[id(node)] -= 1
+            if not missing[id(node)]:
+                ready.extend(node.outputs)
     return found
 
 

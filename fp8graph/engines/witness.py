@@ -9,6 +9,7 @@ other       a generated kernel, a copy, a jump
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -202,11 +203,11 @@ class Witness:
                 for node in _meant(layer, by_base):
                     self._of.setdefault((node, op.profile), []).append(op)
         # Nodes that engines cannot tell apart: each is there only if as many products name it.
-        self._twins = {
-            node: sum(not (node.full and other.full) or other.full == node.full for other in same)
-            for same in by_base.values()
-            for node in same
-        }
+        self._twins = {}
+        for same in by_base.values():
+            places = Counter(node.full for node in same)
+            for node in same:
+                self._twins[node] = places[node.full] + places[""] if node.full else len(same)
 
     def says(self, node: NodeName) -> Testimony:
         """The word on one node, over all profiles: the worst, with where it differs."""

@@ -35,11 +35,22 @@ def name_everything(model: ir.Model) -> None:
         seen.add(node.name)
 
 
+def adopt(model: ir.Model) -> None:
+    """Makes ops of their own of what an earlier optimization inserted for others: here they came with the model."""
+    for place in walk.walk(model):
+        place.node.metadata_props.pop(walk.FOR, None)
+
+
 def write_keys(model: ir.Model) -> None:
-    """Stores the key of every node that has none in its metadata. A function's node names are shared by its calls."""
+    """Stores a key in every node, the one that it has where that is no other's already.
+
+    Two nodes can ask for one key where names look like scopes, or metadata was copied. A function's node names are
+    shared by its calls.
+    """
+    taken: set[str] = set()
     for place in walk.walk(model):
         if walk.FOR not in place.node.metadata_props:
-            place.node.metadata_props.setdefault(walk.KEY, place.scope + walk.first_output(place.node))
+            place.node.metadata_props[walk.KEY] = _fresh(place.key, taken)
 
 
 def structure_digest(model: ir.Model) -> str:

@@ -70,6 +70,12 @@ def _adopt(model: ir.Model, converted: ir.Model, weights: dict[str, ir.Value]) -
     for name in weights:
         if name in inputs:
             graph.initializers[name] = inputs[name]
+    # The interface stays as it was said: the converter fills in what it infers.
+    for before, after in ((model.graph.inputs, graph.inputs), (model.graph.outputs, graph.outputs)):
+        for old, new in zip(before, after, strict=True):
+            new.type, new.shape = old.type, old.shape
+            new.doc_string = old.doc_string
+            new.metadata_props.update(old.metadata_props)
     graph.name = model.graph.name
     graph.doc_string = model.graph.doc_string
     graph.metadata_props.update(model.graph.metadata_props)

@@ -45,7 +45,8 @@ def save(legal: Legal, folder: Path, name: str, *, threshold: int | None = None)
         path.write_bytes(to_proto(model, legal.source.sparse).SerializeToString(deterministic=True))
         return [path]
     data = folder / f"{name}.data"
-    ir.save(model, path, external_data=data.name, size_threshold_bytes=1024 if threshold is None else threshold)
+    with _read_in(model):
+        ir.save(model, path, external_data=data.name, size_threshold_bytes=1024 if threshold is None else threshold)
     if not data.exists():
         return [path]
     if not data.stat().st_size:  # every tensor lies below the threshold

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from google.protobuf.message import Message
 from onnx.reference import ReferenceEvaluator
 
-from fp8graph.base.errors import Fp8GraphError
+from fp8graph.base.errors import Fp8GraphError, UsageError
 from fp8graph.core.passes import Approximate, Exactness, RewritePass, Stage, Ulps
 from fp8graph.core.pipeline import Pipeline
 from fp8graph.graph import walk
@@ -91,11 +91,11 @@ def _hold_exact(item: RewritePass, where: str, prepared: Prepared, work: Prepare
         before, after = _finished(item, prepared), _finished(item, work)
     else:
         before, after = prepared.model, work.model
-    exact_types = any(_mixed(before)) or any(_mixed(after))
+    by_reference = _needs_reference(before) or _needs_reference(after)
     known = (value.dtype for _, graph in walk.graphs(before) for value in walk.values(graph))
     eps = max((_EPS[FLOATS[dtype]] for dtype in known if dtype in FLOATS), default=0.0)
     for feed in prepared.feeds:
-        expected, got = (outputs(model, feed, by_reference=exact_types) for model in (before, after))
+        expected, got = (outputs(model, feed, by_reference=by_reference) for model in (before, after))
         for name, array in expected.items():
             text = difference(array, got[name], item.exact, eps)
             if text:
@@ -144,11 +144,12 @@ def difference(expected: Array, got: Array, exact: Exactness, eps: float) -> str
 def outputs(model: ir.Model, feed: Feeds, *, by_reference: bool | None = None) -> dict[str, Array]:
     """What the model yields when each op is computed alone, in ONNX Runtime.
 
-    With `by_reference` (None: where Q/DQ pairs are half done, so that types are mixed) in onnx.reference, at the first
-    opset that can say what such pairs mean.
+    With `by_reference` (None: where ONNX Runtime cannot take it: bf16 from outside, or Q/DQ pairs half done, so that
+    types are mixed) in onnx.reference, at the first opset that can say what such pairs mean. Raises UsageError where
+    that fails: it is no judgement on a pass.
     """
     if by_reference is None:
-        by_reference = any(_mixed(model))
+        by_reference = _needs_reference(model)
     if not by_reference:
         return OnnxRuntime(model, fuse=False).run(feed)
     view = model.clone()
@@ -159,8 +160,19 @@ def outputs(model: ir.Model, feed: Feeds, *, by_reference: bool | None = None) -
             node.attributes["output_dtype"] = ir.AttrInt64("output_dtype", int(dtype))
         elif node.op_type == "QuantizeLinear":
             node.attributes["precision"] = ir.AttrInt64("precision", int(ir.DataType.FLOAT))
-    session = ReferenceEvaluator(ir.to_proto(view))
-    return dict(zip(session.output_names, session.run(None, dict(feed)), strict=True))
+    try:
+        session = ReferenceEvaluator(ir.to_proto(view))
+        return dict(zip(session.output_names, session.run(None, dict(feed)), strict=True))
+    except Exception as error:  # it raises whatever numpy does
+        why = f"{type(error).__name__}: {error}"
+        raise UsageError(
+            "onnx.reference cannot run the model", where=model.graph.name or "", why=why, do="check on others"
+        ) from error
+
+
+def _needs_reference(model: ir.Model) -> bool:
+    outside = (*model.graph.inputs, *model.graph.outputs)
+    return any(value.dtype == ir.DataType.BFLOAT16 for value in outside) or any(_mixed(model))
 
 
 def _mixed(model: ir.Model) -> Iterator[ir.Node]:

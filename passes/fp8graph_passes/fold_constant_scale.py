@@ -1,6 +1,6 @@
 """Let a multiplication by a power of two beside a Q or DQ go into its scale.
 
-With c a power of two and no overflow:   Q(x c, s) = Q(x, s / c)   and   DQ(q, s) c = DQ(q, s c),   bit for bit.
+With c a power of two and x c a normal number:   Q(x c, s) = Q(x, s / c)   and   DQ(q, s) c = DQ(q, s c),   bit for bit.
 With any other c the product rounds once more, and the codes would differ: such a Mul stays.
 
 What it does   1. Mul or Div of an activation by a scalar constant that only QuantizeLinear reads: into Q's scale.
@@ -15,6 +15,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -43,17 +44,21 @@ class FoldConstantScale(RewritePass):
                 continue
             constant = place.node.inputs[slot]
             if all(user.op_type == "QuantizeLinear" and index == 0 for user, index in output.uses()):
-                quantizers = [user for user, _ in output.uses()]
-                if not all(_rescale(user, 1 / value, names) for user in quantizers):
-                    continue
-                output.replace_all_uses_with(operand)
+                pairs, by = [user for user, _ in output.uses()], 1 / value
             else:
                 producer = operand.producer()
                 if producer is None or producer.op_type != "DequantizeLinear" or len(operand.uses()) != 1:
                     continue
-                if operand.is_graph_output() or not _rescale(producer, value, names):
+                if operand.is_graph_output():
                     continue
-                output.replace_all_uses_with(operand)
+                pairs, by = [producer], value
+            scales = [_rescaled(node, by) for node in pairs]
+            exact = [scale for scale in scales if scale is not None]
+            if len(exact) < len(pairs):  # all or none: the node stays for those that cannot
+                continue
+            for node, scale in zip(pairs, exact, strict=True):
+                _rescale(node, scale, names)
+            output.replace_all_uses_with(operand)
             edit.remove([place.node])
             stale += [constant] if constant is not None else []
             changed += 1
@@ -78,20 +83,24 @@ def _factor(node: ir.Node) -> tuple[int, float] | None:
     return None
 
 
-def _rescale(node: ir.Node, factor: float, names: edit.Names) -> bool:
-    """Gives a Q or DQ a scale of its own times `factor`; False where that would not be exact."""
+def _rescaled(node: ir.Node, factor: float) -> tensors.Array | None:
+    """The scale of a Q or DQ times `factor`; None where that would not be exact, or it is no constant."""
     scale = node.inputs[1]
-    graph = scale.graph if scale is not None else None
-    if scale is None or not tensors.is_constant(scale) or not isinstance(graph, ir.Graph):
-        return False
+    if scale is None or not tensors.is_constant(scale) or not isinstance(scale.graph, ir.Graph):
+        return None
     old = tensors.read(scale)
-    new = (old * old.dtype.type(factor)).astype(old.dtype)
+    with np.errstate(over="ignore"):
+        new = (old * old.dtype.type(factor)).astype(old.dtype)
     # Below the least normal a product loses bits, above the largest it is infinite.
-    limits = np.finfo(old.dtype)
-    if not (np.isfinite(new).all() and (new >= limits.tiny).all()):
-        return False
-    constant = tensors.constant(names.fresh(f"{scale.name}_folded"), new)
-    graph.register_initializer(constant)
+    least = ml_dtypes.finfo(old.dtype).smallest_normal  # type: ignore[no-untyped-call]
+    return new if (np.isfinite(new) & (new >= least)).all() else None
+
+
+def _rescale(node: ir.Node, array: tensors.Array, names: edit.Names) -> None:
+    """Gives a Q or DQ a scale of its own."""
+    scale = node.inputs[1]
+    assert scale is not None and isinstance(scale.graph, ir.Graph)
+    constant = tensors.constant(names.fresh(f"{scale.name}_folded"), array)
+    scale.graph.register_initializer(constant)
     edit.replace_input(node, 1, constant)
     edit.drop_unused_initializer(scale)
-    return True
