@@ -51,6 +51,7 @@ class OpView:
         self.node = place.node
         self.key = place.key
         self.scope = place.scope
+        self.graph = place.graph
         self._facts = facts
         self._half = half
 

@@ -44,6 +44,18 @@ class Facts:
         known = self._shapes.get(walk.qualified(value, self._scopes))
         return known if known is not None else dims(value)
 
+    @cached_property
+    def _depths(self) -> dict[int, int]:
+        depths = {id(graph): 0 for graph in (self._model.graph, *self._model.functions.values())}
+        for place in walk.walk(self._model):
+            for _, body in walk.bodies(place.node):
+                depths[id(body)] = depths[id(place.graph)] + 1
+        return depths
+
+    def captured_depth(self, value: ir.Value, graph: ir.Graph | ir.Function) -> int:
+        """How many bodies lie between a value and a graph that reads it; 0 where it is the graph's own."""
+        return self._depths.get(id(graph), 0) - self._depths.get(id(value.graph), 0)
+
     def qualified(self, value: ir.Value) -> str:
         """Scope and name of a value: what a Quant calls it."""
         return walk.qualified(value, self._scopes)

@@ -58,7 +58,7 @@ class Pipeline:
 
 
 def _run_one(item: RewritePass, model: ir.Model, ctx: Context, *, verify: bool) -> int:
-    interface, count = _interface(model), _count(model)
+    interface, before = _interface(model), _fingerprint(model)
     try:
         changed = item.rewrite(model, ctx)
     except Fp8GraphError:
@@ -72,7 +72,7 @@ def _run_one(item: RewritePass, model: ir.Model, ctx: Context, *, verify: bool) 
         ) from error
     if _interface(model) != interface:
         raise PassContractError(f"the pass {item.name} changed the model's inputs or outputs", code="FG901")
-    if changed == 0 and _count(model) != count:
+    if changed == 0 and _fingerprint(model) != before:
         raise PassContractError(f"the pass {item.name} changed the model and says that it did not", code="FG901")
     if ctx.plan is not None:
         here = {place.key for place in walk.walk(model)}
@@ -93,8 +93,18 @@ def _interface(model: ir.Model) -> list[Any]:
     ]
 
 
-def _count(model: ir.Model) -> tuple[int, int]:
-    return sum(1 for _ in walk.walk(model)), len(model.graph.initializers)
+def _fingerprint(model: ir.Model) -> list[Any]:
+    """Every node with its op, wiring and attributes, every initializer with its tensor; all compared by identity."""
+    nodes: list[Any] = []
+    for place in walk.walk(model):
+        node = place.node
+        attributes = [(name, id(attribute)) for name, attribute in node.attributes.items()]
+        nodes.append((node, node.domain, node.op_type, tuple(node.inputs), tuple(node.outputs), attributes))
+    for _, graph in walk.graphs(model):
+        held = {} if isinstance(graph, ir.Function) else graph.initializers
+        nodes.append([(name, value, id(value.const_value)) for name, value in held.items()])
+        nodes.append((tuple(graph.inputs), tuple(graph.outputs)))
+    return nodes
 
 
 def _verify(item: RewritePass, model: ir.Model) -> None:

@@ -171,7 +171,17 @@ class _Planner:
         item = self.facts.attentions.get(op.node)
         if item is not None and op.node is item.context and slot == item.probability_slot and policy.format == "e4m3fn":
             return Quant(name, policy.format, PerTensor(), Scale("given", "softmax", SOFTMAX_SCALE))
-        return Quant(name, policy.format, PerTensor(), Scale("observed", policy.scale))
+        return Quant(name, policy.format, PerTensor(), Scale("observed", self._rule(op, value)))
+
+    def _rule(self, op: OpView, value: ir.Value) -> str:
+        """The recipe's rule; with headroom for a value from around the body that the op lies in.
+
+        An engine merges equal quantizations, and FP8 codes that pass into a branch are dequantized in front of it
+        (tensorrt_rtx 1.7.1, read in engines): another scale keeps them apart. Twice the range costs a floating
+        format nothing but the lowest of its subnormals.
+        """
+        depth = self.facts.captured_depth(value, op.graph)
+        return self.recipe.activations.scale + (f"*{2**depth}" if depth > 0 else "")
 
     def _high(self, node: ir.Node) -> High:
         choice = self.ctx.high

@@ -86,7 +86,15 @@ def entry(name: str) -> PassEntry:
 def create(name: str, options: Mapping[str, Any] | None = None) -> Pass:
     """The pass of this name with these options (spelt with - or _). Raises UsageError FG113."""
     item = entry(name)
-    module = importlib.import_module(item.module)
+    try:
+        module = importlib.import_module(item.module)
+    except Exception as error:  # another package's code may raise anything
+        raise UsageError(
+            f"the pass '{name}' cannot be imported",
+            where=item.module,
+            why=f"{type(error).__name__}: {error}",
+            code="FG113",
+        ) from error
     return instantiate(_class_in(module, item.name, item.module), options or {})
 
 
@@ -97,11 +105,12 @@ def from_file(spec: str) -> Pass:
     if not path or not source.is_file():
         raise UsageError("the pass file is not there", where=spec, do="write --pass-file file.py:Class", code="FG113")
     module_spec = importlib.util.spec_from_file_location(f"fp8graph_pass_file_{source.stem}", source)
-    assert module_spec is not None and module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
     try:
+        if module_spec is None or module_spec.loader is None:
+            raise ImportError(f"'{source.name}' is no .py file")
+        module = importlib.util.module_from_spec(module_spec)
         module_spec.loader.exec_module(module)
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise UsageError(
             "the pass file cannot be imported", where=spec, why=f"{type(error).__name__}: {error}", code="FG113"
         ) from error
@@ -113,7 +122,7 @@ def from_file(spec: str) -> Pass:
 
 def instantiate(cls: type[Pass], options: Mapping[str, Any]) -> Pass:
     """An instance with its fields from options; unknown ones are refused with the nearest name."""
-    known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+    known = {field.name: field for field in fields(cls)}  # type: ignore[arg-type]
     given = {key.replace("-", "_"): value for key, value in options.items()}
     for key in given:
         if key not in known:
@@ -122,7 +131,17 @@ def instantiate(cls: type[Pass], options: Mapping[str, Any]) -> Pass:
                 do=did_you_mean(key, known),
                 code="FG113",
             )
-    return cls(**given)
+        kind = type(known[key].default)
+        if kind in (bool, int, float, str) and type(given[key]) is not kind:
+            raise UsageError(
+                f"the option '{key.replace('_', '-')}' of the pass {pass_name(cls)} takes {kind.__name__}",
+                why=f"got {given[key]!r}",
+                code="FG113",
+            )
+    try:
+        return cls(**given)
+    except (TypeError, ValueError) as error:  # an option is missing, or the class refuses it
+        raise UsageError(f"the pass {pass_name(cls)} refuses its options", why=str(error), code="FG113") from error
 
 
 _SPEC = re.compile(r"\s*(?P<name>[\w:.-]+)\s*(?:\{(?P<options>[^{}]*)\})?\s*(?:,|$)")

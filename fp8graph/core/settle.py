@@ -38,6 +38,7 @@ def needs(plan: Plan, model: ir.Model) -> list[str]:
                     and value.name
                     and not tensors.is_constant(value)
                     and value.dtype == ir.DataType.FLOAT
+                    and isinstance(value.type, ir.TensorType)
                 ):
                     wanted[walk.qualified(value, scopes)] = None
     return list(wanted)
@@ -53,17 +54,16 @@ def settle(plan: Plan, ranges: Ranges, model: ir.Model, notes: Notes) -> Plan:
     An op retreats to keep where an operand has no finite range (a whole group at once), and to fp32 where a tensor
     or constant of it does not fit fp16. Both are said.
     """
-    retreat = _overflowing(plan, ranges, model) if _checks_fp16(plan) else {}
-    ops: dict[OpKey, Decision] = {}
-    for key, op in plan.ops.items():
-        ops[key] = _filled(op, ranges)
-        if key in retreat:
-            ops[key] = _to_fp32(key, ops[key], retreat[key], notes)
+    ops: dict[OpKey, Decision] = {key: _filled(op, ranges) for key, op in plan.ops.items()}
     lost = {op.group: key for key, op in plan.ops.items() if op.group and op.do == "quantize" and ops[key].do == "keep"}
     for key, member in list(ops.items()):
         if member.do == "quantize" and member.group in lost:
             text = f"decided as one, and '{lost[member.group]}' is kept"
             ops[key] = member.kept(Reason("FG210", f"group {member.group}", text))
+    # Last: the weight of an op that has just been kept is to be stored in fp16, too.
+    retreat = _overflowing(replace(plan, ops=ops), ranges, model) if _checks_fp16(plan) else {}
+    for key, text in retreat.items():
+        ops[key] = _to_fp32(key, ops[key], text, notes)
     return replace(plan, ops=ops, data=ranges.data)
 
 
@@ -74,10 +74,14 @@ def _filled(op: Decision, ranges: Ranges) -> Decision:
             inputs[slot] = quant
             continue
         stat = ranges.values.get(quant.value, Stat())
+        if not stat.count:
+            text = f"'{quant.value}' was never computed on the data: it has no range"
+            return op.kept(Reason("FG213", "calibration data", text))
         if stat.amax is None or stat.nonfinite:
-            seen = "was never computed on the data" if not stat.count else "held a NaN or an infinity"
-            return op.kept(Reason("FG212", "calibration data", f"'{quant.value}' {seen}: it has no finite range"))
-        scale = float(scale_from_amax(np.float32(stat.amax), formats.get(quant.format)))
+            text = f"'{quant.value}' held a NaN or an infinity: it has no finite range"
+            return op.kept(Reason("FG212", "calibration data", text))
+        headroom = float(quant.scale.rule.partition("*")[2] or 1)
+        scale = float(scale_from_amax(np.float32(stat.amax * headroom), formats.get(quant.format)))
         inputs[slot] = replace(quant, scale=replace(quant.scale, value=scale))
     return replace(op, inputs=inputs)
 

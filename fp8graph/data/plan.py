@@ -40,7 +40,7 @@ class Scale:
     origin    computed: derived from the weight anew at each rewriting; observed: from calibration data, `value` is
               None until the plan is settled; given: came with the model or follows from the op (softmax); dynamic:
               computed in the graph.
-    rule      how the number is found, such as `amax`.
+    rule      how the number is found, such as `amax`; `amax*2` leaves twice the range as headroom.
     value     float32, > 0; None for `computed` and `dynamic`.
     """
 

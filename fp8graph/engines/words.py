@@ -111,6 +111,12 @@ TABLE: tuple[Row, ...] = (
         "optimize anew with one --high-precision-dtype",
     ),
     Row(
+        r"\(\S+, (?P<op>\S+?)(?:\.\d+)?\)\s+Error is:\s+Input \d's element type \(\w+\) differs",
+        "an operator's inputs have different types",
+        "TensorRT converts nothing by itself: a mask has the type of the scores that it is added to",
+        "optimize anew with one --high-precision-dtype",
+    ),
+    Row(
         r"Could not infer output types for operation:\s*\d+: deconv: (?P<op>.+?)-\(",
         "a transposed convolution has a type without a kernel",
         "TensorRT-RTX runs ConvTranspose in fp16 and fp32 only",
@@ -227,7 +233,7 @@ TABLE: tuple[Row, ...] = (
         "inline the function: optimize does, or onnx.inliner.inline_local_functions",
     ),
     Row(
-        r"Plugin not found|No importer registered|getPluginCreator could not find",
+        r"Plugin not found|was not found in plugin registry|No importer registered|getPluginCreator could not find",
         "the builder does not know an operator",
         "there is no importer and no plugin for it",
         "load its library with --custom-ops LIB.so, or take the operator apart in the model",
@@ -277,7 +283,10 @@ def explain(builder: str, file: str, said: Mapping[str, Any], model: ir.Model) -
 
 
 def _first(builder: str, texts: Sequence[str]) -> str:
-    return f"{builder} said: {_quote(texts[0])}" if texts else f"{builder} gave no reason"
+    if not texts:
+        return f"{builder} gave no reason"
+    # Nobody knows which line of it is the telling one: the first ones, on one line.
+    return f"{builder} said: {_quote(' / '.join(line.strip() for line in texts[0].splitlines() if line.strip()))}"
 
 
 def _where(errors: Sequence[Mapping[str, str]], named: str, model: ir.Model) -> str:

@@ -61,9 +61,9 @@ def register(graph: ir.Graph | ir.Function, value: ir.Value) -> ir.Value:
 
 
 def insert_after(value: ir.Value, nodes: Sequence[ir.Node], graph: ir.Graph | ir.Function) -> None:
-    """Puts nodes right behind the value's producer, or at the graph's begin for inputs and initializers."""
+    """Puts nodes right behind the value's producer, or at the begin of `graph` where that lies elsewhere."""
     producer = value.producer()
-    if producer is not None:
+    if producer is not None and producer.graph is _nodes_of(graph):
         graph.insert_after(producer, nodes)
         return
     first = next(iter(graph), None)
@@ -71,6 +71,10 @@ def insert_after(value: ir.Value, nodes: Sequence[ir.Node], graph: ir.Graph | ir
         graph.extend(nodes)
     else:
         graph.insert_before(first, nodes)
+
+
+def _nodes_of(graph: ir.Graph | ir.Function) -> ir.Graph:
+    return graph.graph if isinstance(graph, ir.Function) else graph
 
 
 def replace_input(node: ir.Node, slot: int, value: ir.Value) -> None:

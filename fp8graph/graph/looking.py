@@ -62,17 +62,11 @@ def precision(node: ir.Node) -> str:
 
 def _stored(value: ir.Value | None) -> str | None:
     """The type behind the DequantizeLinear that an operand comes from through data movement."""
-    for _ in range(16):
-        node = value.producer() if value is not None else None
-        if node is None:
-            return None
-        codes = node.inputs[0] if node.inputs else None
-        if node.op_type == "DequantizeLinear":
-            return _SHORT.get(codes.dtype) if codes is not None and codes.dtype is not None else None
-        if node.op_type not in _MOVES:
-            return None
-        value = codes
-    return None
+    node = walk.origin(value, _MOVES)
+    if node is None or node.op_type != "DequantizeLinear":
+        return None
+    codes = node.inputs[0]
+    return _SHORT.get(codes.dtype) if codes is not None and codes.dtype is not None else None
 
 
 def _value(value: ir.Value) -> Mapping[str, Any]:

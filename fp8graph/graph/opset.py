@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from fp8graph.base.errors import InputError
-from fp8graph.graph import walk
+from fp8graph.graph import edit, tensors, walk
 from fp8graph.graph.protos import weightless
 
 
@@ -31,6 +32,8 @@ def raise_opset(model: ir.Model, least: int) -> bool:
         return False
     if model.functions:
         InlinePass()(model)
+    if 18 <= opset_of(model) < 21 <= least:
+        _repeat_group_parameters(model)
     metadata = {
         place.scope + walk.first_output(place.node): dict(place.node.metadata_props) for place in walk.walk(model)
     }
@@ -51,6 +54,36 @@ def raise_opset(model: ir.Model, least: int) -> bool:
         if kept:
             place.node.metadata_props.update(kept)
     return True
+
+
+def _repeat_group_parameters(model: ir.Model) -> None:
+    """Gives GroupNormalization a scale and bias for each channel, as from opset 21 on; before it was for each group.
+
+    The converter of onnx 1.23 leaves this undone. Raises InputError FG106 where the channels are not known.
+    """
+    names = edit.Names(model)
+    for place in walk.walk(model):
+        node = place.node
+        if node.op_type != "GroupNormalization" or node.domain not in ("", "ai.onnx"):
+            continue
+        shape, groups = tensors.dims(node.inputs[0]), node.attributes["num_groups"].as_int()
+        channels = shape[1] if shape is not None and len(shape) > 1 else None
+        for slot in (1, 2):
+            value = node.inputs[slot]
+            graph = value.graph if value is not None else None
+            if value is None or channels is None or not tensors.is_constant(value) or not isinstance(graph, ir.Graph):
+                raise InputError(
+                    "GroupNormalization cannot be raised to opset 21",
+                    where=f"op {place.key}",
+                    why="its channels are not known, or its scale and bias are computed",
+                    do="export the model at opset 21 or above",
+                    code="FG106",
+                )
+            array = tensors.read(value)
+            repeated = tensors.constant(names.fresh(f"{value.name}_channels"), np.repeat(array, channels // groups))
+            graph.register_initializer(repeated)
+            node.replace_input_with(slot, repeated)
+            edit.drop_unused_initializer(value)
 
 
 def _adopt(model: ir.Model, converted: ir.Model, weights: dict[str, ir.Value]) -> None:

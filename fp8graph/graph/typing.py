@@ -25,11 +25,17 @@ class Slots:
 def typed_slots(node: ir.Node, imports: Mapping[str, int], dtype: ir.DataType) -> Slots:
     """Which slots ONNX lets be of this type; none for ops with bodies, for other domains, and where the type is fixed.
 
+    None, too, for ops on sequences, and for slots that share their type with an input whose type is not known (a
+    custom op's result): a Cast of one would let them differ.
+
     An output follows where one of the inputs binds its type variable: the output type of Cast, Range or
     ConstantOfShape is said elsewhere.
     """
     nothing = Slots(frozenset(), frozenset())
     domain = "" if node.domain == "ai.onnx" else node.domain
+    types = [value.type for value in (*node.inputs, *node.outputs) if value is not None and value.type is not None]
+    if not all(isinstance(kind, ir.TensorType) for kind in types):
+        return nothing
     if domain or any(True for _ in walk.bodies(node)) or node.op_type in ("QuantizeLinear", "DequantizeLinear"):
         return nothing
     try:
@@ -47,6 +53,9 @@ def typed_slots(node: ir.Node, imports: Mapping[str, int], dtype: ir.DataType) -
         return str(last.type_str) if last is not None and variadic else ""
 
     formal_in, formal_out = list(schema.inputs), list(schema.outputs)
+    allowed -= {
+        variable(formal_in, slot) for slot, value in enumerate(node.inputs) if value is not None and value.dtype is None
+    }
     inputs = frozenset(
         slot
         for slot, value in enumerate(node.inputs)

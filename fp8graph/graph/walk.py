@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -75,6 +75,16 @@ def graphs(model: ir.Model) -> Iterator[tuple[str, ir.Graph | ir.Function]]:
             yield f"{place.scope}{first_output(place.node)}.{name}/", body
     for (domain, name, overload), function in model.functions.items():
         yield f"fn:{domain}::{name}" + (f":{overload}" if overload else "") + "/", function
+
+
+def origin(value: ir.Value | None, through: Container[str], steps: int = 16) -> ir.Node | None:
+    """The node that a value comes from, walked up through ops of the types `through` along their first input."""
+    for _ in range(steps):
+        node = value.producer() if value is not None else None
+        if node is None or node.op_type not in through or not node.inputs:
+            return node
+        value = node.inputs[0]
+    return None
 
 
 def values(graph: ir.Graph | ir.Function) -> list[ir.Value]:

@@ -56,6 +56,8 @@ class OnnxRuntime:
             disabled = _DISABLED
         if not fuse:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            # A packed weight takes another kernel, which adds up in another order.
+            options.add_session_config_entry("session.disable_prepacking", "1")
 
         def session(given: str | bytes) -> Any:
             return onnxruntime.InferenceSession(

@@ -86,11 +86,12 @@ class _Casting:
         if done is not None:
             return done
         kind = tensors.FLOATS[dtype]
-        name = self.names.fresh(f"{value.name}_{kind}")
+        name = f"{value.name}_{kind}"
         graph = value.graph
         assert graph is not None
         if tensors.is_constant(value) and isinstance(graph, ir.Graph):
-            done = tensors.lazy_from(value, name, lambda array: array.astype(tensors.NUMPY[kind]), dtype=dtype)
+            fresh = self.names.fresh(name)
+            done = tensors.lazy_from(value, fresh, lambda array: array.astype(tensors.NUMPY[kind]), dtype=dtype)
             graph.register_initializer(done)
             self.replaced.append(value)
         else:

@@ -1,4 +1,4 @@
-"""Fold BatchNormalization into the Conv (or ConvTranspose, or Gemm) before it.
+"""Fold BatchNormalization into the Conv (or ConvTranspose) before it.
 
 With per-channel a = scale / sqrt(variance + epsilon):   BN(W x + b) = (a W) x + a (b - mean) + bias.
 
@@ -52,8 +52,9 @@ class FoldBatchnorm(RewritePass):
         training = node.attributes.get("training_mode")
         if training is not None and training.as_int():
             return False
+        # Before opset 14, more than one output is what says training.
         return all(tensors.is_constant(value) for value in node.inputs[1:5]) and not any(
-            o.uses() for o in node.outputs[1:]
+            output.name for output in node.outputs[1:]
         )
 
     @staticmethod

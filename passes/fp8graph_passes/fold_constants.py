@@ -40,7 +40,7 @@ class FoldConstants(RewritePass):
 
         logging.getLogger("onnxscript").setLevel(logging.ERROR)
         work = model.clone()
-        fold_constants(work, input_size_limit=self.limit, output_size_limit=self.output_limit, should_fold=_decide)
+        fold_constants(work, input_size_limit=self.limit, output_size_limit=self.output_limit, should_fold=self._decide)
         changed = before - sum(1 for _ in walk.walk(work))
         if changed <= 0:
             return 0
@@ -49,9 +49,10 @@ class FoldConstants(RewritePass):
         model.functions.update(work.functions)
         return changed
 
-
-def _decide(node: ir.Node) -> bool | None:
-    return False if node.op_type in _KEPT else None
+    def _decide(self, node: ir.Node) -> bool | None:
+        """False for what stays; without it the library would transpose weights of any size, in memory."""
+        sizes = [value.const_value.size for value in node.inputs if value is not None and value.const_value is not None]
+        return False if node.op_type in _KEPT or any(size > self.limit for size in sizes) else None
 
 
 def _constant_inputs(node: ir.Node) -> bool:

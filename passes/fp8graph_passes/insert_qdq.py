@@ -3,7 +3,7 @@
 What it does   1. A constant operand becomes an initializer of codes behind DequantizeLinear; the codes are computed
                   as the file is written.
                2. Any other operand gets QuantizeLinear and DequantizeLinear right behind its producer; equal Quants
-                  share one pair.
+                  share one pair in each graph that reads them.
                Scales are float32 (an fp16 scale is inexact below an amax of 0.03); an activation's scale has rank 0,
                for a Conv falls back on one of shape [1]. The format is said by `output_dtype`, without a zero point:
                the form in which ONNX Runtime removes no Relu.
@@ -30,6 +30,8 @@ from fp8graph.formats.spec import Format
 from fp8graph.graph import edit, tensors, walk
 from fp8graph.numerics import cast, sidecar
 from fp8graph.numerics.scale import channel_amax, scale_from_amax
+
+Seat = tuple[ir.Value, Quant, ir.Graph | ir.Function]
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,9 @@ class _Insertion:
     def __init__(self, model: ir.Model, arrays: Mapping[str, tensors.Array]) -> None:
         self.arrays = arrays
         self.names = edit.Names(model)
-        self.codes: dict[tuple[ir.Value, Quant], ir.Value] = {}
-        self.scales: dict[tuple[ir.Value, Quant], ir.Value] = {}
-        self.outputs: dict[tuple[ir.Value, Quant, High], ir.Value] = {}
+        # Codes and scale, once in each graph that reads the value: codes do not pass into a branch either.
+        self.coded: dict[Seat, tuple[ir.Value, ir.Value]] = {}
+        self.outputs: dict[tuple[Seat, High], ir.Value] = {}
         self.replaced: list[ir.Value] = []
         self.changes = 0
 
@@ -70,28 +72,24 @@ class _Insertion:
             raise InputError(
                 "the plan quantizes an input that is not there", where=f"op {place.key}, input {slot}", code="FG110"
             )
-        done = self.outputs.get((value, quant, high))
+        # A pair in front of an If is lost on its way into the branch: every graph that reads a value has its own.
+        seat = (value, quant, place.graph)
+        done = self.outputs.get((seat, high))
         if done is None:
             constant = tensors.is_constant(value)
-            if constant and (value, quant) not in self.codes:
-                self._encode(value, quant, found)
+            if constant and seat not in self.coded:
+                self._encode(place.graph, value, quant, found)
             done = self._weight(place, value, quant, high) if constant else self._activation(place, value, quant, high)
-            self.outputs[value, quant, high] = done
+            self.outputs[seat, high] = done
         edit.replace_input(place.node, slot, done)
         self.changes += 1
 
     def _weight(self, place: walk.Place, value: ir.Value, quant: Quant, high: High) -> ir.Value:
-        graph = value.graph
-        assert isinstance(graph, ir.Graph)
-        node = self._dequantize(self.codes[value, quant], value, quant, high, place.key)
-        if place.node.graph is graph:
-            graph.insert_before(place.node, [node])
-        else:  # read from a body: the weight's own graph comes first
-            edit.insert_after(value, [node], graph)
+        node = self._dequantize(self.coded[value, quant, place.graph], value, quant, high, place.key)
+        place.graph.insert_before(place.node, [node])
         return node.outputs[0]
 
-    def _encode(self, value: ir.Value, quant: Quant, found: Adjust | None) -> None:
-        graph = value.graph
+    def _encode(self, graph: ir.Graph | ir.Function, value: ir.Value, quant: Quant, found: Adjust | None) -> None:
         assert isinstance(graph, ir.Graph)
         form, granularity = formats.get(quant.format), quant.granularity
         array = tensors.read(value)
@@ -113,8 +111,7 @@ class _Insertion:
             value, self.names.fresh(f"{value.name}_{_suffix(form)}"), encoded, dtype=ir.DataType(form.onnx_type)
         )
         graph.register_initializer(codes)
-        self.codes[value, quant] = codes
-        self.scales[value, quant] = self._scale(graph, value, scale)
+        self.coded[value, quant, graph] = codes, self._scale(graph, value, scale)
         self.replaced.append(value)
 
     @staticmethod
@@ -133,10 +130,10 @@ class _Insertion:
         return found.value
 
     def _activation(self, place: walk.Place, value: ir.Value, quant: Quant, high: High) -> ir.Value:
-        graph = value.graph
-        assert graph is not None
-        form = formats.get(quant.format)
-        if (value, quant) not in self.codes:
+        form, graph = formats.get(quant.format), place.graph
+        assert isinstance(graph, ir.Graph)
+        seat = (value, quant, place.graph)
+        if seat not in self.coded:
             if quant.scale.value is None:
                 raise InputError(
                     "the plan holds no number for a scale",
@@ -144,11 +141,10 @@ class _Insertion:
                     do="give data",
                     code="FG110",
                 )
-            owner = graph if isinstance(graph, ir.Graph) else graph.graph
-            self.scales[value, quant] = self._scale(owner, value, np.asarray(quant.scale.value, np.float32))
+            scale = self._scale(graph, value, np.asarray(quant.scale.value, np.float32))
             node = edit.new_node(
                 "QuantizeLinear",
-                [value, self.scales[value, quant]],
+                [value, scale],
                 self.names,
                 output=f"{value.name}_q",
                 shape=value.shape,
@@ -157,18 +153,20 @@ class _Insertion:
                 serves=place.key,
             )
             edit.insert_after(value, [node], graph)
-            self.codes[value, quant] = node.outputs[0]
-        codes = self.codes[value, quant]
-        node = self._dequantize(codes, value, quant, high, place.key)
+            self.coded[seat] = node.outputs[0], scale
+        codes, scale = self.coded[seat]
+        node = self._dequantize((codes, scale), value, quant, high, place.key)
         edit.insert_after(codes, [node], graph)
         return node.outputs[0]
 
-    def _dequantize(self, codes: ir.Value, value: ir.Value, quant: Quant, high: High, key: OpKey) -> ir.Node:
+    def _dequantize(
+        self, coded: tuple[ir.Value, ir.Value], value: ir.Value, quant: Quant, high: High, key: OpKey
+    ) -> ir.Node:
         axes = [axis for axis, _ in quant.granularity.blocks]
         attributes = {"axis": axes[0]} if axes else {}
         return edit.new_node(
             "DequantizeLinear",
-            [codes, self.scales[value, quant]],
+            coded,
             self.names,
             output=f"{value.name}_dq",
             shape=value.shape,

@@ -12,10 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import onnx_ir as ir
-
 from fp8graph.core.context import Context, OpView
 from fp8graph.core.passes import Opinion, PlanRule
+from fp8graph.graph import walk
 
 _MOVES = frozenset(
     {"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Expand", "Slice", "Identity", "Cast", "MaxPool"}
@@ -34,22 +33,9 @@ class KeepQuantized(PlanRule):
         if op.node.op_type not in _PRODUCTS:
             return None
         for slot in (0, 1):
-            codes = _codes(op.input(slot))
-            if codes is not None:
-                kind = codes.dtype.name.lower() if codes.dtype is not None else "codes"
+            node = walk.origin(op.input(slot), _MOVES)
+            if node is not None and node.op_type == "DequantizeLinear":
+                codes = node.inputs[0]
+                kind = codes.dtype.name.lower() if codes is not None and codes.dtype is not None else "codes"
                 return Opinion("keep", "FG230", f"operand {slot} is quantized already ({kind}): its scale is kept")
         return None
-
-
-def _codes(value: ir.Value | None) -> ir.Value | None:
-    """The codes behind the DequantizeLinear that a value comes from."""
-    for _ in range(16):
-        node = value.producer() if value is not None else None
-        if node is None:
-            return None
-        if node.op_type == "DequantizeLinear":
-            return node.inputs[0]
-        if node.op_type not in _MOVES:
-            return None
-        value = node.inputs[0]
-    return None

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from fp8graph.core.context import Context, OpView
 from fp8graph.core.passes import Opinion, PlanRule
 
+_RANKS = frozenset({"TopK", "ArgMax"})
 _BETWEEN = frozenset(
     {"Softmax", "Sigmoid", "Add", "Mul", "Div", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Transpose"}
 )
@@ -33,10 +34,12 @@ class KeepRouter(PlanRule):
         if op.node.op_type not in ("MatMul", "Gemm"):
             return None
         front: list[ir.Value] = [op.node.outputs[0]]
-        for _ in range(self.steps):
+        for _ in range(self.steps + 1):
             users = [user for value in front for user, _ in value.uses()]
-            if any(user.op_type == "TopK" for user in users):
-                return Opinion("keep", "FG207", "its result is ranked by TopK: a rounding would choose another expert")
+            ranking = next((user.op_type for user in users if user.op_type in _RANKS), None)
+            if ranking is not None:
+                text = f"its result is ranked by {ranking}: a rounding would choose another expert"
+                return Opinion("keep", "FG207", text)
             front = [user.outputs[0] for user in users if user.op_type in _BETWEEN]
             if not front or len(front) > 8:
                 return None

@@ -1,6 +1,6 @@
 """Keep ops in high precision whose result FP8 would spoil, and say which kind each is.
 
-What it does   Norms, softmax, exponentials, embeddings, recurrent cells, resampling and ConvTranspose stay.
+What it does   Norms, softmax, exponentials, embeddings, recurrent cells and ConvTranspose stay.
 Why            A norm divides by a spread of its input, softmax exponentiates it, an embedding is a look-up without
                arithmetic, a recurrent cell feeds its own rounding back.
 Codes          FG206 kept: sensitive op

@@ -74,12 +74,18 @@ def _scale_of(value: ir.Value | None) -> tuple[ir.Node, int] | None:
             for slot in (0, 1):
                 operand = node.inputs[slot]
                 if operand is not None and tensors.is_constant(operand) and operand.const_value is not None:
-                    return (node, slot) if operand.const_value.size == 1 else None
+                    return (node, slot) if operand.const_value.size == 1 and _keeps_rank(node, slot) else None
             return None
         if node.op_type not in _MOVES:
             return None
         value = node.inputs[0]
     return None
+
+
+def _keeps_rank(node: ir.Node, slot: int) -> bool:
+    """Whether the constant in `slot` gives the result no more axes than the other operand has."""
+    constant, other = tensors.dims(node.inputs[slot]), tensors.dims(node.inputs[1 - slot])
+    return constant is not None and (not constant or (other is not None and len(constant) <= len(other)))
 
 
 def _snap(value: float, dtype: np.dtype[Any]) -> float:

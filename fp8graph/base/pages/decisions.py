@@ -92,8 +92,8 @@ CODES = (
     ),
     Code(
         "FG213",
-        "kept: a range is zero or not known",
-        "A tensor was zero in every sample, or calibration never reached it (a branch that was not taken).",
+        "kept: a range is not known",
+        "Calibration never reached a tensor that this operator reads (a branch that was not taken).",
         "No scale can be derived; any would be a guess.",
         "Give data that exercises this part of the model.",
     ),
