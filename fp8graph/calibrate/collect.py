@@ -28,7 +28,12 @@ _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 def collect(
-    model: Normalized, needs: Sequence[str], samples: Samples, source: str, progress: Progress = SILENT
+    model: Normalized,
+    needs: Sequence[str],
+    samples: Samples,
+    source: str,
+    progress: Progress = SILENT,
+    libraries: Sequence[str] = (),
 ) -> Ranges:
     """Runs the samples once and returns the range of each tensor of `needs` (scope and name), and of float outputs.
 
@@ -37,7 +42,7 @@ def collect(
     have a count of 0.
     """
     floats = [v.name for v in model.model.graph.outputs if v.dtype in _FLOATS and v.name]
-    view = _View(model.model, list(dict.fromkeys([*needs, *floats])), source, samples.label)
+    view = _View(model.model, list(dict.fromkeys([*needs, *floats])), source, samples.label, libraries)
     ranges = Ranges(source=source, data=samples.label)
     with stage(progress, "calibrating", samples.count, "samples"), ThreadPoolExecutor(_WORKERS) as pool:
         for part in _in_order(pool, view, samples):
@@ -59,7 +64,9 @@ def _in_order(pool: ThreadPoolExecutor, view: _View, samples: Samples) -> Iterat
 class _View:
     """The model with outputs for what is to be observed: inner tensors as they are, body tensors by their ranges."""
 
-    def __init__(self, model: ir.Model, needs: Sequence[str], source: str, label: str) -> None:
+    def __init__(
+        self, model: ir.Model, needs: Sequence[str], source: str, label: str, libraries: Sequence[str]
+    ) -> None:
         self.source, self.label = source, label
         work = model.clone()
         inner = {value.name: value for node in work.graph for value in node.outputs if value.name}
@@ -69,7 +76,7 @@ class _View:
         self.carried = bodies.expose(work, [name for name in needs if name not in inner and name not in inputs])
         have = {value.name for value in work.graph.outputs}
         work.graph.outputs.extend(inner[name] for name in self.taps if name not in have)
-        self.runner = OnnxRuntime(work)
+        self.runner = OnnxRuntime(work, libraries=libraries)
 
     def observe(self, index: int, feed: dict[str, Any]) -> Ranges:
         """The ranges of one feed; a failing run names the sample."""

@@ -54,7 +54,12 @@ def open_samples(
     label, read = _reader(data, specs, notes, samples, batch, seed)
 
     def limited() -> Iterator[dict[str, Array]]:
-        return itertools.islice(read(), samples)
+        empty = True
+        for feed in itertools.islice(read(), samples):
+            empty = False
+            yield feed
+        if empty:
+            raise InputError("the data holds no sample", where=label, do="give at least one", code="FG107")
 
     return Samples(label, limited, samples)
 
@@ -85,7 +90,7 @@ def _reader(
                 )
         return ", ".join(path.name for path in paths), lambda: _from_paths(paths, specs, notes, batch)
     if callable(data):
-        return "function", lambda: _checked(data(), specs)
+        return "function", lambda: _checked(_called(data), specs)
     if isinstance(data, Iterable):
         held = list(data)
         return "feeds", lambda: _checked(held, specs)
@@ -132,6 +137,15 @@ def _cut_feeds(
     return feeds(cuts, where)
 
 
+def _called(function: Callable[[], Any]) -> Iterable[Any]:
+    made = function()
+    if not isinstance(made, Iterable):
+        raise InputError(
+            "a function of data gives an iterable of feeds", why=f"it gave {type(made).__name__}", code="FG107"
+        )
+    return made
+
+
 def _checked(items: Iterable[Any], specs: list[InputSpec]) -> Iterator[dict[str, Array]]:
     """Feeds from a user's code: each is a whole feed already."""
     for index, item in enumerate(items):
@@ -143,8 +157,16 @@ def _checked(items: Iterable[Any], specs: list[InputSpec]) -> Iterator[dict[str,
                 code="FG107",
             )
         stacked = {str(name): np.asarray(array)[None] for name, array in item.items()}
-        loose = [InputSpec(s.name, s.dtype, s.dims, s.required) for s in specs]
-        yield from feeds(cut(stacked, loose, f"sample {index}", None), f"sample {index}")
+        for spec in specs:
+            if spec.name in stacked and spec.dims is not None and stacked[spec.name].ndim != len(spec.dims) + 1:
+                raise InputError(
+                    f"the input '{spec.name}' has rank {stacked[spec.name].ndim - 1}",
+                    where=f"sample {index}",
+                    why=f"the model wants rank {len(spec.dims)}: each sample is a whole feed",
+                    do="give data for this model",
+                    code="FG107",
+                )
+        yield from feeds(cut(stacked, specs, f"sample {index}", None), f"sample {index}")
 
 
 def _digest(arrays: Mapping[str, Array]) -> str:

@@ -143,10 +143,11 @@ class Data:
         )
         group.add_argument("--batch", type=values.whole(1), metavar="N", help="feed N at a time where that is free")
         group.add_argument("--seed", type=values.whole(), default=0, metavar="N", help="for random data (0)")
+        CustomOps.add(parser, group)
 
     @staticmethod
     def read(args: argparse.Namespace, command: str, *, needed: bool = False) -> dict[str, Any]:
-        """data, samples, batch, seed. Raises UsageError FG120 where data is `needed` and was not given."""
+        """data, samples, batch, seed, custom_ops. Raises UsageError FG120 where data is `needed` and was not given."""
         if needed and not args.data:
             raise UsageError(
                 f"'{command}' needs data and none was given",
@@ -155,7 +156,14 @@ class Data:
                 code="FG120",
             )
         data = tuple(args.data) if args.data else None
-        return {"data": data, "samples": args.samples, "batch": args.batch, "seed": args.seed}
+        custom = tuple(args.custom_ops) if args.custom_ops else None
+        return {
+            "data": data,
+            "samples": args.samples,
+            "batch": args.batch,
+            "seed": args.seed,
+            "custom_ops": custom,
+        }
 
 
 class Select:

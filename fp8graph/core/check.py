@@ -30,7 +30,7 @@ def check(model: ir.Model, target: Target) -> list[Finding]:
 
 
 def _versions(model: ir.Model, target: Target) -> Iterator[Finding]:
-    fp8 = any(_is_fp8(value) for place in walk.walk(model) for value in place.node.outputs)
+    fp8 = any(_is_fp8(value) for place in walk.walk(model) for value in (*place.node.inputs, *place.node.outputs))
     opset = model.graph.opset_imports.get("", 0)
     if fp8 and opset < 19:
         yield Finding(
@@ -98,8 +98,9 @@ def _check_pair(place: walk.Place) -> Iterator[Finding]:
 def _check_product(place: walk.Place, target: Target) -> Iterator[Finding]:
     node = place.node
     found = [_dequantizer(value, target) for value in node.inputs[:2]]
-    if not any(item[0] is not None for item in found):
-        return
+    promised = any(item[0] is not None for item in found)
+    if not promised and any(item[1] is None for item in found):
+        return  # nobody meant it to run in FP8
     for slot, (dequantizer, obstacle) in enumerate(found):
         if dequantizer is None:
             what = f"{obstacle.op_type} between DQ and the op" if obstacle is not None else "no Q/DQ"

@@ -132,6 +132,8 @@ def instantiate(cls: type[Pass], options: Mapping[str, Any]) -> Pass:
                 code="FG113",
             )
         kind = type(known[key].default)
+        if kind is float and type(given[key]) is int:
+            given[key] = float(given[key])
         if kind in (bool, int, float, str) and type(given[key]) is not kind:
             raise UsageError(
                 f"the option '{key.replace('_', '-')}' of the pass {pass_name(cls)} takes {kind.__name__}",

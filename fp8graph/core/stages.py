@@ -29,8 +29,7 @@ def normalize(source: Source, pipeline: Pipeline, ctx: Context, *, verify: bool 
         TopologicalSortPass()(model)
         keys.adopt(model)
         _fix_overridable(model, ctx)
-        if any(place.scope.startswith("fn:") and place.node.op_type in COMPUTE for place in walk.walk(model)):
-            InlinePass()(model)
+        _inline(model)
         keys.name_everything(model)
         protos.infer_types(model)
         if pipeline.run(model, ctx, (Stage.NORMALIZE,), verify=verify):
@@ -38,6 +37,23 @@ def normalize(source: Source, pipeline: Pipeline, ctx: Context, *, verify: bool 
             protos.infer_types(model)
         keys.write_keys(model)
     return Normalized(model, source, keys.structure_digest(model))
+
+
+def _inline(model: ir.Model) -> None:
+    """Inlines functions that hold an op to quantize, and those that call them; all others stay functions."""
+    needed = {
+        identifier
+        for identifier, function in model.functions.items()
+        if any(node.op_type in COMPUTE for node in function.all_nodes())
+    }
+    size = -1
+    while size != len(needed):
+        size = len(needed)
+        for identifier, function in model.functions.items():
+            if any(node.op_identifier() in needed for node in function.all_nodes()):
+                needed.add(identifier)
+    if needed:
+        InlinePass(criteria=lambda function: function.identifier() in needed)(model)
 
 
 def _fix_overridable(model: ir.Model, ctx: Context) -> None:

@@ -54,3 +54,19 @@ class Comparison:
             "outputs": {name: item.to_json() for name, item in self.outputs.items()},
             "problems": list(self.problems),
         }
+
+
+@dataclass(frozen=True)
+class DefaultSession:
+    """Whether ONNX Runtime's default settings compute the result as written, why not, and the options that do.
+
+    options   session config entries by name; `disabled_optimizers` is an argument of the session
+    """
+
+    safe: bool
+    why: str
+    options: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """The verdict as a document's part."""
+        return {"safe": self.safe, "why": self.why, "options": dict(self.options)}

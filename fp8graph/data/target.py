@@ -75,6 +75,7 @@ class Target:
     through     op types between DQ and op that keep the op in FP8
     forms       LEGALIZE passes that spell things this target's way
     builder     engine builder, or empty where there is none
+    decompose   op types that are written out as simpler ones before planning, where that can be done
     """
 
     name: str
@@ -88,6 +89,7 @@ class Target:
     rows: tuple[Row, ...]
     builder: str = ""
     asked: str = ""
+    decompose: tuple[str, ...] = ()
 
     def row(self, op_type: str, format: str, facts: Mapping[str, Fact]) -> Row:
         """The row that decides about an op: for each chip the first that applies, of these the worst."""
@@ -160,6 +162,7 @@ def _from_table(table: dict[str, Any], spec: str, chip_list: str) -> Target:
         rows=tuple(_row(item) for item in table["rows"]),
         builder=str(table.get("builder", "")),
         asked=spec,
+        decompose=tuple(table.get("decompose", ())),
     )
 
 

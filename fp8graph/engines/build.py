@@ -128,8 +128,9 @@ class _Run:
             return made
         except Fp8GraphError:
             # The log is no result of a failed build; --log-file and -v take it from here.
-            for line in _tail(self.folder / "log.txt", 1 << 20).splitlines():
-                _log.debug("%s: %s", self.job.builder, line)
+            for name in ("log.txt", "stderr.txt"):
+                for line in _tail(self.folder / name, 1 << 20).splitlines():
+                    _log.debug("%s: %s", self.job.builder, line)
             raise
 
     def _run(self, timeout_s: float | None, progress: Progress) -> int:

@@ -15,6 +15,7 @@ from fp8graph.base.files import WrittenFile, check_writable, describe, sha256_of
 from fp8graph.base.progress import SILENT, Progress, stage
 from fp8graph.calibrate.collect import collect, profiles
 from fp8graph.calibrate.samples import Samples, open_samples
+from fp8graph.compare.default import try_default
 from fp8graph.compare.outputs import compare_outputs
 from fp8graph.core import registry, repairing, stages
 from fp8graph.core.context import Context
@@ -25,7 +26,7 @@ from fp8graph.core.planner import make_plan
 from fp8graph.core.settle import needs, settle
 from fp8graph.data import recipe as recipes
 from fp8graph.data import target as targets
-from fp8graph.data.comparison import Comparison
+from fp8graph.data.comparison import Comparison, DefaultSession
 from fp8graph.data.document import load_json
 from fp8graph.data.plan import Plan, Shapes
 from fp8graph.graph.load import load
@@ -43,11 +44,15 @@ PLAN_SUFFIX, ARRAYS_SUFFIX = ".plan.json", ".plan.safetensors"
 
 @dataclass(frozen=True)
 class Reading:
-    """How data is read: `samples` feeds at most, of `batch` where the model leaves it open; `seed` for random data."""
+    """How data is read: `samples` feeds at most, of `batch` where the model leaves it open; `seed` for random data.
+
+    `libraries` hold the model's own operators for ONNX Runtime.
+    """
 
     samples: int | None = None
     batch: int | None = None
     seed: int = 0
+    libraries: tuple[str, ...] = ()
 
 
 class Clock:
@@ -92,6 +97,7 @@ class Job:
         self.given: Plan | None = None
         self.feeds: Samples | None = None
         self.clock = Clock()
+        self.default: DefaultSession | None = None
 
     def open(
         self,
@@ -134,7 +140,7 @@ class Job:
                     self.shapes = profiles(self.feeds)
         with self.clock("normalize"):
             self.normalized = stages.normalize(self.source, self.pipeline, self.ctx, verify=self.verify)
-            if fill_types(self.normalized.model):
+            if fill_types(self.normalized.model, self.reading.libraries):
                 infer_types(self.normalized.model)
 
     def _check_output(self, model: Any, plan: Plan | str | Path | None) -> None:
@@ -210,7 +216,7 @@ class Job:
         """Runs the samples. Raises InputError FG133 where the original model cannot be run on them either."""
         assert self.feeds is not None
         try:
-            seen = collect(self.normalized, wanted, self.feeds, digest, self.progress)
+            seen = collect(self.normalized, wanted, self.feeds, digest, self.progress, self.reading.libraries)
         except BackendError as error:
             if error.code == "FG133" and not self._original_runs():
                 raise InputError(error.what, where=error.where, why=error.why, do=error.do, code=error.code) from error
@@ -232,7 +238,7 @@ class Job:
         """Whether ONNX Runtime runs the model as it came on the first sample that is to be had."""
         assert self.feeds is not None
         try:
-            runner = reference(self.source.path or load(self.source.original).model)
+            runner = reference(self.source.path or load(self.source.original).model, self.reading.libraries)
             for feed in self.feeds:
                 runner.run(feed)
         except BackendError:
@@ -276,9 +282,11 @@ class Job:
             return None
         with self.clock("compare"):
             original = load(self.source.path or self.source.original)
-            before = reference(self.source.path or original.model)
-            after = reference(self.out if self.out is not None else legal.model)
+            before = reference(self.source.path or original.model, self.reading.libraries)
+            after = reference(self.out if self.out is not None else legal.model, self.reading.libraries)
             result = compare_outputs(before, after, self.feeds, count=self.feeds.count, progress=self.progress)
+        with self.clock("default session"):
+            self.default = try_default(legal.model, self.out, before, after, self.feeds, self.reading.libraries)
         for problem in result.problems:
             self.ctx.note("FG401", "", problem, severity="warning")
         return result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,6 +64,7 @@ def compare(
     samples: int | None = None,
     batch: int | None = None,
     seed: int = 0,
+    custom_ops: Sequence[str | Path] | None = None,
     progress: Progress = SILENT,
 ) -> Comparison:
     """How far B's outputs lie from A's on the same samples, in the exact reference.
@@ -76,7 +77,8 @@ def compare(
 
     (left, left_runner), (right, right_runner) = _side(a), _side(b)
     feeds = open_samples(data, load(left).model, Notes(), samples=samples, batch=batch, seed=seed)
-    runners = [_runner(left, left_runner), _runner(right, right_runner)]
+    libraries = [str(Path(item).absolute()) for item in custom_ops or ()]
+    runners = [_runner(left, left_runner, libraries), _runner(right, right_runner, libraries)]
     return compare_outputs(runners[0], runners[1], feeds, count=feeds.count, progress=progress)
 
 
@@ -87,7 +89,7 @@ def _side(given: Any) -> tuple[Any, str]:
     return given, "reference"
 
 
-def _runner(model: Any, name: str) -> Runner:
+def _runner(model: Any, name: str, libraries: Sequence[str]) -> Runner:
     from fp8graph.graph.load import load
     from fp8graph.runners.onnxruntime import OnnxRuntime
     from fp8graph.runners.reference import reference
@@ -101,7 +103,9 @@ def _runner(model: Any, name: str) -> Runner:
         )
     source = load(model)
     given = source.path or source.model
-    return reference(given) if name == "reference" else OnnxRuntime(given, exact=False)
+    if name == "reference":
+        return reference(given, libraries)
+    return OnnxRuntime(given, exact=False, libraries=libraries)
 
 
 def inspect(file: str | Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from fp8graph.base.findings import Finding
 from fp8graph.base.progress import SILENT, Progress
 from fp8graph.core.options import Options
 from fp8graph.core.passes import PlanRule, Repair, RewritePass
-from fp8graph.data.comparison import Comparison
+from fp8graph.data.comparison import Comparison, DefaultSession
 from fp8graph.data.plan import Plan, Shapes
 from fp8graph.data.recipe import Recipe
 from fp8graph.flow.job import Job, Reading, nothing_quantized, source_digest
@@ -31,6 +31,7 @@ class Optimized:
     plan: Plan
     findings: tuple[Finding, ...]
     comparison: Comparison | None = None
+    default_session: DefaultSession | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -86,6 +87,7 @@ def optimize(
     verify: bool = False,
     force: bool = False,
     external_data_size_threshold: int | None = None,
+    custom_ops: Sequence[str | Path] | None = None,
     progress: Progress = SILENT,
 ) -> Optimized:
     """Turns a model into an FP8 one for a target: normalize, plan, calibrate, quantize, legalize, save, compare.
@@ -111,7 +113,7 @@ def optimize(
     job = Job(
         options,
         data,
-        Reading(samples, batch, seed),
+        Reading(samples, batch, seed, _paths(custom_ops)),
         shapes=shapes,
         verify=verify,
         out=Path(output) if output is not None else None,
@@ -135,7 +137,7 @@ def _finished(
 ) -> Optimized:
     """The result, in the kind of object that came in."""
     made = like_source(legal) if legal is not None and (job.out is None or job.source.kind != "path") else job.out
-    return Optimized(made, tuple(files), plan, job.ctx.notes.items(), comparison, job.clock.seconds)
+    return Optimized(made, tuple(files), plan, job.ctx.notes.items(), comparison, job.default, job.clock.seconds)
 
 
 def calibrate(
@@ -149,6 +151,7 @@ def calibrate(
     samples: int | None = None,
     batch: int | None = None,
     seed: int = 0,
+    custom_ops: Sequence[str | Path] | None = None,
     force: bool = False,
     progress: Progress = SILENT,
 ) -> Calibrated:
@@ -157,7 +160,7 @@ def calibrate(
     `optimize(..., ranges=...)` then runs no inference. Raises as `optimize` does.
     """
     out = Path(output) if output is not None else None
-    job = Job(Options(), data, Reading(samples, batch, seed), force=force, progress=progress)
+    job = Job(Options(), data, Reading(samples, batch, seed, _paths(custom_ops)), force=force, progress=progress)
     if out is not None:
         check_writable(out, force=force, inputs=[Path(model)] if isinstance(model, (str, Path)) else [])
     job.open(model, recipe, target, plan, None, None)
@@ -172,3 +175,7 @@ def calibrate(
 
 def _tuple(items: Sequence[str] | None) -> tuple[str, ...] | None:
     return tuple(items) if items is not None else None
+
+
+def _paths(items: Sequence[str | Path] | None) -> tuple[str, ...]:
+    return tuple(str(Path(item).absolute()) for item in items or ())

@@ -82,9 +82,9 @@ def replace_input(node: ir.Node, slot: int, value: ir.Value) -> None:
     node.replace_input_with(slot, value)
 
 
-def take_over(old: ir.Value, new: ir.Value) -> None:
-    """Lets `new` stand for `old` everywhere, under the old name where that is a graph output."""
-    if old.is_graph_output():
+def take_over(old: ir.Value, new: ir.Value, *, rename: bool = False) -> None:
+    """Lets `new` stand for `old` everywhere: under the old name where that is a graph output, or with `rename`."""
+    if rename or old.is_graph_output():
         name = old.name
         old.name = f"{name}_replaced"
         new.name = name

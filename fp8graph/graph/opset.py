@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass
 
 from fp8graph.base.errors import InputError
 from fp8graph.graph import edit, tensors, walk
@@ -25,13 +24,12 @@ def opset_of(model: ir.Model) -> int:
 def raise_opset(model: ir.Model, least: int) -> bool:
     """Raises the default domain to opset `least` in place; a higher one stays. Whether anything changed.
 
-    The converter drops node metadata and functions: metadata is put back by first output, functions are inlined
-    before, for their bodies have an opset of their own. Raises InputError FG106 where an op cannot be converted.
+    The converter drops node metadata and functions: both are put back, metadata by first output. Raises InputError
+    FG106 where an op cannot be converted.
     """
     if opset_of(model) >= least:
         return False
-    if model.functions:
-        InlinePass()(model)
+    functions = dict(model.functions)
     if 18 <= opset_of(model) < 21 <= least:
         _repeat_group_parameters(model)
     metadata = {
@@ -49,6 +47,7 @@ def raise_opset(model: ir.Model, least: int) -> bool:
             code="FG106",
         ) from error
     _adopt(model, ir.from_proto(converted), weights)
+    model.functions.update(functions)  # their bodies have an opset of their own
     for place in walk.walk(model):
         kept = metadata.get(place.scope + walk.first_output(place.node))
         if kept:

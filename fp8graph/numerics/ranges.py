@@ -80,7 +80,7 @@ class Ranges:
         values = dict(self.values)
         for name, stat in other.values.items():
             values[name] = values.get(name, Stat()).merge(stat)
-        data = self.data if self.data == other.data else " + ".join(sorted({self.data, other.data}))
+        data = " + ".join(sorted({part for label in (self.data, other.data) for part in label.split(" + ") if part}))
         return Ranges(self.source, data, self.samples + other.samples, shapes, values)
 
     def to_json(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from fp8graph.base.files import WrittenFile
 from fp8graph.base.findings import Finding
 from fp8graph.data.attestation import Attestation, OpVerdict
-from fp8graph.data.comparison import Comparison, OutputDifference
+from fp8graph.data.comparison import Comparison, DefaultSession, OutputDifference
 from fp8graph.data.plan import Decision, Plan
 from fp8graph.report.tables import Cell, Paint, count, facts, listed, plain, share, size, table, tally, wrapped
 
@@ -26,6 +26,7 @@ def optimized(
     files: Sequence[WrittenFile],
     findings: Sequence[Finding] = (),
     comparison: Comparison | None = None,
+    default_session: DefaultSession | None = None,
     seconds: Mapping[str, float] | None = None,
     source_bytes: int | None = None,
     samples: int | None = None,
@@ -53,6 +54,8 @@ def optimized(
     if comparison is not None:
         lines += ["", f"outputs, {count(comparison.samples, 'sample')} (original against result)"]
         lines += outputs_table(comparison, paint=paint)
+    if default_session is not None:
+        lines += ["", *facts([("onnxruntime", _default(default_session))], width=13)]
     told = grouped(findings, paint=paint, least="warning")
     lines += ["", *told] if told else []
     lines += ["", *facts([("wrote", _written(files)), ("next", next_command)])]
@@ -237,6 +240,15 @@ def grouped(findings: Iterable[Finding], *, limit: int = 12, least: str = "info"
     if len(ordered) > limit:
         lines.append(f"and {count(len(ordered) - limit, 'other code')}")
     return lines
+
+
+def _default(session: DefaultSession) -> str:
+    """What a user meets who loads the result with ONNX Runtime's default settings."""
+    if session.safe:
+        return "safe at its default settings"
+    options = ", ".join(f"{name}={value}" for name, value in session.options.items())
+    why = session.why if len(session.why) < 160 else session.why[:157] + "..."
+    return f"not safe at its default settings: {why}" + (f"\nset {options}" if options else "")
 
 
 def _written(files: Sequence[WrittenFile]) -> str:

@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
-from fp8graph.base.errors import BackendError
+from fp8graph.base.errors import BackendError, InputError
+from fp8graph.graph import tensors
 from fp8graph.graph.save import to_proto, weight_bytes
 from fp8graph.runners.base import Feeds, Outputs
 from fp8graph.runners.expand.bfloat16 import expand
@@ -40,9 +42,18 @@ class OnnxRuntime:
     threads   intra-op threads; 1 makes results independent of the machine's load
     exact     False leaves ONNX Runtime's default settings: what a user gets who loads the file plainly
     fuse      False computes each op alone, as it is written: what tests compare bit by bit
+    libraries shared libraries with the model's own operators
     """
 
-    def __init__(self, model: Path | ir.Model, *, threads: int = 1, exact: bool = True, fuse: bool = True) -> None:
+    def __init__(
+        self,
+        model: Path | ir.Model,
+        *,
+        threads: int = 1,
+        exact: bool = True,
+        fuse: bool = True,
+        libraries: Sequence[str] = (),
+    ) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -58,6 +69,8 @@ class OnnxRuntime:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
             # A packed weight takes another kernel, which adds up in another order.
             options.add_session_config_entry("session.disable_prepacking", "1")
+
+        _register(options, libraries)
 
         def session(given: str | bytes) -> Any:
             return onnxruntime.InferenceSession(
@@ -78,12 +91,32 @@ class OnnxRuntime:
     def run(self, feeds: Feeds) -> Outputs:
         """Arrays by output name. Raises BackendError FG133 with ONNX Runtime's reason."""
         try:
-            return dict(zip(self._names, self._session.run(self._names, dict(feeds)), strict=True))
+            return dict(
+                zip(
+                    self._names,
+                    self._session.run(self._names, {name: _plain(array) for name, array in feeds.items()}),
+                    strict=True,
+                )
+            )
         except Exception as error:  # onnxruntime raises its own types, all of them from Exception
             raise _failed("ONNX Runtime cannot run the model", error) from error
 
 
-def fill_types(model: ir.Model) -> int:
+def _register(options: Any, libraries: Sequence[str]) -> None:
+    for library in libraries:
+        try:
+            options.register_custom_ops_library(library)
+        except Exception as error:  # onnxruntime raises its own types, all of them from Exception
+            raise InputError(
+                "a library of custom operators cannot be loaded",
+                where=library,
+                why=str(error).splitlines()[0],
+                do="give the library that ONNX Runtime loads for this model",
+                code="FG133",
+            ) from error
+
+
+def fill_types(model: ir.Model, libraries: Sequence[str] = ()) -> int:
     """Asks ONNX Runtime for the types of inner values that onnx could not infer (vendor ops); how many were found.
 
     Never raises: a model that the runtime does not load keeps its unknown types.
@@ -96,7 +129,7 @@ def fill_types(model: ir.Model) -> int:
     have = {value.name for value in view.graph.outputs}
     view.graph.outputs.extend(inner[value.name] for value in unknown if value.name not in have)
     try:
-        session = OnnxRuntime(view)._session
+        session = OnnxRuntime(view, libraries=libraries)._session
     except BackendError:
         return 0
     types = {output.name: output for output in session.get_outputs()}
@@ -113,6 +146,11 @@ def fill_types(model: ir.Model) -> int:
     return found
 
 
+def _plain(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """bf16 as the float32 that an expanded model reads; ONNX Runtime's Python side has no bf16."""
+    return array.astype(np.float32) if array.dtype == tensors.NUMPY["bf16"] else array
+
+
 def _from_memory(model: ir.Model, session: Any) -> Any:
     expanded = expand(model)
     if weight_bytes(expanded) < _IN_MEMORY:
@@ -125,9 +163,8 @@ def _from_memory(model: ir.Model, session: Any) -> Any:
 
 def _failed(what: str, error: Exception) -> BackendError:
     lines = [line for line in str(error).splitlines() if line.strip()]
-    return BackendError(
-        what,
-        why=lines[0][:600] if lines else type(error).__name__,
-        do="run the original model in ONNX Runtime first",
-        code="FG133",
-    )
+    why = lines[0][:600] if lines else type(error).__name__
+    do = "run the original model in ONNX Runtime first"
+    if "not a registered function/op" in why:
+        do = "give the library that holds the operator: --custom-ops LIB.so"
+    return BackendError(what, why=why, do=do, code="FG133")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx_ir as ir
@@ -14,21 +15,24 @@ from fp8graph.runners.expand.bfloat16 import expand
 from fp8graph.runners.onnxruntime import OnnxRuntime
 
 
-def reference(model: Path | str | ir.Model) -> OnnxRuntime:
-    """A runner for a model file or a model of ours. A file that needs no expanding is loaded by the runtime itself."""
+def reference(model: Path | str | ir.Model, libraries: Sequence[str] = ()) -> OnnxRuntime:
+    """A runner for a model file or a model of ours; `libraries` hold its own operators.
+
+    A file that needs no expanding is loaded by the runtime itself.
+    """
     if isinstance(model, ir.Model):
-        return OnnxRuntime(model)
+        return OnnxRuntime(model, libraries=libraries)
     source = load(model)
     expanded = expand(source.model)
     if expanded is not source.model:
-        return OnnxRuntime(expanded)
+        return OnnxRuntime(expanded, libraries=libraries)
     try:
-        return OnnxRuntime(Path(model))
+        return OnnxRuntime(Path(model), libraries=libraries)
     except BackendError as refused:
         # ONNX Runtime refuses some valid files, such as those with two nodes of one name; the model itself may do.
         TopologicalSortPass()(expanded)
         keys.name_everything(expanded)
         try:
-            return OnnxRuntime(expanded)
+            return OnnxRuntime(expanded, libraries=libraries)
         except BackendError:
             raise refused from None

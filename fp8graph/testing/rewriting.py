@@ -144,9 +144,9 @@ def difference(expected: Array, got: Array, exact: Exactness, eps: float) -> str
 def outputs(model: ir.Model, feed: Feeds, *, by_reference: bool | None = None) -> dict[str, Array]:
     """What the model yields when each op is computed alone, in ONNX Runtime.
 
-    With `by_reference` (None: where ONNX Runtime cannot take it: bf16 from outside, or Q/DQ pairs half done, so that
-    types are mixed) in onnx.reference, at the first opset that can say what such pairs mean. Raises UsageError where
-    that fails: it is no judgement on a pass.
+    With `by_reference` in onnx.reference, at the first opset that can say what Q/DQ pairs of mixed types mean; None:
+    where ONNX Runtime cannot take the model (bf16 from outside, pairs half done) or does not compute it as written
+    (fp16, which it leaves out between ops). Raises UsageError where that fails: it is no judgement on a pass.
     """
     if by_reference is None:
         by_reference = _needs_reference(model)
@@ -171,8 +171,9 @@ def outputs(model: ir.Model, feed: Feeds, *, by_reference: bool | None = None) -
 
 
 def _needs_reference(model: ir.Model) -> bool:
-    outside = (*model.graph.inputs, *model.graph.outputs)
-    return any(value.dtype == ir.DataType.BFLOAT16 for value in outside) or any(_mixed(model))
+    outside = {value.dtype for value in (*model.graph.inputs, *model.graph.outputs)}
+    inside = {value.dtype for _, graph in walk.graphs(model) for value in walk.values(graph)}
+    return ir.DataType.BFLOAT16 in outside or ir.DataType.FLOAT16 in inside or any(_mixed(model))
 
 
 def _mixed(model: ir.Model) -> Iterator[ir.Node]:

@@ -124,12 +124,12 @@ def flow(monkeypatch: pytest.MonkeyPatch, plan: Plan, comparison: Comparison) ->
         batch=None, seed=0, op_types_to_quantize=None, op_types_to_exclude=None, nodes_to_quantize=None,
         nodes_to_exclude=None, fp8_everywhere=False, attention="auto", high_precision_dtype=None, passes=None,
         pass_file=None, compare=True, plan_only=False, allow_unquantized=False, verify=False, force=False,
-        external_data_size_threshold=None, progress=SILENT,
+        external_data_size_threshold=None, custom_ops=None, progress=SILENT,
     ):  # fmt: skip
         return recorder.answer("optimize", dict(locals()))
 
     def calibrate(
-        model, *, output=None, data, plan=None, target=None, recipe=None, samples=None, batch=None, seed=0,
+        model, *, output=None, data, plan=None, target=None, recipe=None, samples=None, batch=None, seed=0, custom_ops=None,
         force=False, progress=SILENT,
     ):  # fmt: skip
         return recorder.answer("calibrate", dict(locals()))
@@ -145,7 +145,7 @@ def flow(monkeypatch: pytest.MonkeyPatch, plan: Plan, comparison: Comparison) ->
     def attest(engine, *, model, plan=None):
         return recorder.answer("attest", dict(locals()))
 
-    def compare(a, b, *, data, samples=None, batch=None, seed=0, progress=SILENT):
+    def compare(a, b, *, data, samples=None, batch=None, seed=0, custom_ops=None, progress=SILENT):
         return recorder.answer("compare", dict(locals()))
 
     def check(model, *, plan=None, target=None):
@@ -176,6 +176,7 @@ def usual_answers(plan: Plan, comparison: Comparison) -> dict[str, Any]:
             plan=plan,
             findings=(Finding("FG121", "warning", "", "scales come from random data", "--data FILE"),),
             comparison=comparison,
+            default_session=None,
             planned=2,
             planned_by={"fp8": 2, "int8": 0, "fp4": 0, "storage": 0},
             kept=3,

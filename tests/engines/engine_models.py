@@ -135,6 +135,15 @@ def matmul(rows: int | str = 32, weight_only: bool = False, scale: float = 0.02,
     return g.model()
 
 
+def blocked() -> onnx.ModelProto:
+    """One MatMul with a scale for every 32 rows of its weight, and a quantized activation."""
+    g = Graph(scales="fp16")
+    a = g.qdq(g.input("x", [32, 64]), "a")
+    w, s = g.constant(np.ones((64, 128), E4M3FN), "w"), g.constant(np.full((2, 128), 0.02, np.float16), "s")
+    g.output(g.op("MatMul", [a, g.op("DequantizeLinear", [w, s], "w_dq", axis=0, block_size=32)], "mm"))
+    return g.model()
+
+
 def attention(quantized: bool = True, queries: int = 64, softmax: bool = True) -> onnx.ModelProto:
     """One attention of four heads in fp16, in the form that TensorRT-RTX fuses."""
     g = Graph()

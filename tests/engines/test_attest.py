@@ -169,6 +169,13 @@ def test_a_weight_alone_in_fp8_is_storage_where_that_was_planned(build: Build):
     assert list(fallen(attest_engine(made.engine, made.model, models.plan_of(models.matmul())))) == ["mm_o"]
 
 
+def test_block_scales_that_the_engine_applies_wrongly_are_told(build: Build):
+    made = build(models.blocked())
+    op = attest_engine(made.engine, made.model, None).verdicts["mm_o"]
+    assert op.verdict == "fp8"
+    assert op.why == "it runs in FP8 with wrong numbers: of scales in blocks only the first are applied"
+
+
 def test_every_profile_has_to_be_in_fp8(build: Build):
     shapes = {rows: {"x": Profile((rows, 64), (rows, 64), (rows, 64))} for rows in (1, 32)}
     both = build(models.matmul("rows"), profiles=(shapes[1], shapes[32]))

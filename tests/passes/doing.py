@@ -47,6 +47,10 @@ class Done:
         """The node that writes a value of this name."""
         return next(p.node for p in walk.walk(self.model) if output in [value.name for value in p.node.outputs])
 
+    def at(self, key: str) -> ir.Node:
+        """The op with this key, whatever its output is called now."""
+        return next(place.node for place in walk.walk(self.model) if place.key == key)
+
     def inputs(self, output: str) -> list[str | None]:
         """What the node behind a value reads."""
         return [value.name if value is not None else None for value in self.node(output).inputs]

@@ -40,8 +40,8 @@ class Cut:
     def feed(self, index: int) -> Array:
         """The feed of this index."""
         if self.size is None:
-            return np.ascontiguousarray(self.array[index])
-        return np.ascontiguousarray(self.array[index * self.size : (index + 1) * self.size])
+            return np.asarray(self.array[index], order="C")  # ascontiguousarray would give a number an axis
+        return np.asarray(self.array[index * self.size : (index + 1) * self.size], order="C")
 
 
 def cut(arrays: Mapping[str, Array], inputs: Sequence[InputSpec], where: str, batch: int | None) -> dict[str, Cut]:
@@ -71,7 +71,7 @@ def feeds(cuts: Mapping[str, Cut], where: str) -> Iterator[dict[str, Array]]:
     for index in range(next(iter(cuts.values())).count):
         feed = {name: item.feed(index) for name, item in cuts.items()}
         for name, array in feed.items():
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
+            if (array.dtype.kind == "f" or array.dtype.name == "bfloat16") and not np.isfinite(array).all():
                 raise _unfit(
                     f"the input '{name}' holds a NaN or an infinity", f"{where}, sample {index}", do="clean the data"
                 )

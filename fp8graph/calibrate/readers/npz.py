@@ -36,10 +36,10 @@ def load(path: Path) -> dict[str, Array]:
                 with archive.open(info) as file:
                     arrays[info.filename.removesuffix(".npy")] = _array(file, info.file_size, path)
             return arrays
-    except zipfile.BadZipFile as error:
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # zipfile, zlib and numpy raise many types on damaged files
         raise _unreadable(path, str(error) or "it is no archive of arrays") from error
-    except (OSError, EOFError, ValueError, NotImplementedError, RuntimeError, zipfile.LargeZipFile) as error:
-        raise _unreadable(path, str(error)) from error
 
 
 def load_npy(path: Path) -> Array:
@@ -47,8 +47,10 @@ def load_npy(path: Path) -> Array:
     try:
         with path.open("rb") as file:
             return _array(file, path.stat().st_size, path)
-    except (OSError, EOFError, ValueError) as error:
-        raise _unreadable(path, str(error)) from error
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # numpy raises many types on damaged files, TokenError for one
+        raise _unreadable(path, str(error) or "it is no array") from error
 
 
 def _array(file: IO[bytes], size: int, path: Path) -> Array:

@@ -1,0 +1,54 @@
+"""What happens to a user who loads the result with ONNX Runtime's default settings."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from fp8graph.base.errors import BackendError
+from fp8graph.compare.outputs import compare_outputs
+from fp8graph.data.comparison import Comparison, DefaultSession
+from fp8graph.graph import walk
+from fp8graph.runners.base import Runner
+from fp8graph.runners.onnxruntime import OnnxRuntime
+
+# What makes ONNX Runtime compute FP8 Q/DQ as written; see runners/onnxruntime.py.
+OPTIONS = {"session.disable_quant_qdq": "1", "disabled_optimizers": "ReluQuantRewrite"}
+# More than the noise of another order of summation in a deep FP8 model, less than a removed Relu.
+_LOSS_DB = 3.0
+
+
+def try_default(
+    model: ir.Model, path: Path | None, before: Runner, after: Runner, feeds: Any, libraries: Sequence[str] = ()
+) -> DefaultSession:
+    """Loads the result with default settings, runs two samples, and holds its error against that of the reference.
+
+    before, after   the original and the result in the exact reference
+    """
+    if any(value.dtype == ir.DataType.BFLOAT16 for _, graph in walk.graphs(model) for value in walk.values(graph)):
+        return DefaultSession(False, "ONNX Runtime's CPU provider has no bf16 kernels", {})
+    try:
+        plain = OnnxRuntime(path if path is not None else model, exact=False, libraries=libraries)
+        some = list(itertools.islice(feeds, 2))
+        exact, found = compare_outputs(before, after, some), compare_outputs(before, plain, some)
+    except BackendError as error:
+        return DefaultSession(False, error.why, OPTIONS)
+    if len(found.problems) > len(exact.problems):
+        return DefaultSession(False, found.problems[-1], OPTIONS)
+    for name in found.outputs:
+        lost = _sqnr(exact, name) - _sqnr(found, name)
+        if lost > _LOSS_DB:
+            return DefaultSession(False, f"the output '{name}' loses {lost:.0f} dB more there", OPTIONS)
+    return DefaultSession(True, "", {})
+
+
+def _sqnr(comparison: Comparison, name: str) -> float:
+    """SQNR with infinity for equal outputs, capped where rounding of float32 begins to speak."""
+    item = comparison.outputs[name]
+    value = math.inf if item.equal else item.sqnr_db
+    return min(value if value is not None else math.inf, 100.0)
