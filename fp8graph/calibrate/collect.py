@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -104,10 +104,15 @@ def profiles(samples: Samples) -> dict[str, Profile]:
         for name, array in feed.items():
             shapes = seen.setdefault(name, {})
             shapes[tuple(array.shape)] = shapes.get(tuple(array.shape), 0) + 1
+    return profiles_of(seen)
+
+
+def profiles_of(seen: Mapping[str, Mapping[tuple[int, ...], int]]) -> dict[str, Profile]:
+    """The same from counts of shapes, as ranges hold them."""
     return {name: _profile(shapes) for name, shapes in seen.items()}
 
 
-def _profile(shapes: dict[tuple[int, ...], int]) -> Profile:
+def _profile(shapes: Mapping[tuple[int, ...], int]) -> Profile:
     usual = max(sorted(shapes), key=lambda shape: shapes[shape])
     same = [shape for shape in shapes if len(shape) == len(usual)]
     return Profile(

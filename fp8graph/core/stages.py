@@ -13,8 +13,8 @@ from fp8graph.core.facts import Facts
 from fp8graph.core.passes import Stage
 from fp8graph.core.pipeline import Pipeline
 from fp8graph.core.planner import COMPUTE
-from fp8graph.data.plan import Plan, Shapes
-from fp8graph.graph import keys, protos, walk
+from fp8graph.data.plan import OpKey, Plan, Quant, Shapes
+from fp8graph.graph import keys, protos, tensors, walk
 from fp8graph.graph.stages import Legal, Normalized, Quantized, Source
 
 
@@ -79,14 +79,39 @@ def facts_for(normalized: Normalized, shapes: Shapes) -> Facts:
 
 def fits(plan: Plan, normalized: Normalized) -> Plan:
     """The plan, where it was made for this structure. Raises InputError FG110 that names the first difference."""
-    if plan.structure == normalized.structure:
-        return plan
-    here = {place.key for place in walk.walk(normalized.model)}
+    here = {place.key: place.node for place in walk.walk(normalized.model)}
     lost = next((key for key in plan.ops if key not in here), None)
     new = next((key for key in here if key not in plan.ops), None)
+    if plan.structure == normalized.structure and not lost and not new:
+        for key, op in plan.quantized():
+            for slot, quant in op.inputs.items():
+                _check_operand(key, here[key], slot, quant)
+        return plan
     why = f"the plan has an op '{lost}', the model has none" if lost else ""
     why = why or (f"the model has an op '{new}', the plan has none" if new else "shapes or attributes differ")
     raise InputError("the plan was made for another model", why=why, do="make a plan for this model", code="FG110")
+
+
+def _check_operand(key: OpKey, node: ir.Node, slot: int, quant: Quant) -> None:
+    """Raises InputError FG110 where the plan quantizes an input that is not there, or along axes that it has not."""
+    value = node.inputs[slot] if 0 <= slot < len(node.inputs) else None
+    why = "the op has no such input" if value is None else ""
+    if value is not None and quant.granularity.blocks:
+        if not tensors.is_constant(value):
+            why = "an activation has one scale"
+        else:
+            try:
+                quant.granularity.scale_shape((1,) * len(value.shape or ()))
+            except ValueError as error:
+                why = str(error)
+    if why:
+        raise InputError(
+            "the plan does not fit the model",
+            where=f"op {key}, input {slot}",
+            why=why,
+            do="make a plan for this model",
+            code="FG110",
+        )
 
 
 def quantize(normalized: Normalized, pipeline: Pipeline, ctx: Context, *, verify: bool = False) -> Quantized:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
+from fp8graph import formats
 from fp8graph.base.canon import nearest_float32, shortest_float32
 from fp8graph.data.arrayref import ArrayRef
 from fp8graph.data.document import check_schema, malformed
@@ -70,6 +71,10 @@ class Quant:
     format: str
     granularity: Granularity
     scale: Scale
+
+    def __post_init__(self) -> None:
+        if self.format not in formats.names():
+            raise ValueError(f"unknown format '{self.format}'")
 
     @property
     def settled(self) -> bool:

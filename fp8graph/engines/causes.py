@@ -65,7 +65,21 @@ def _operand_causes(node: ir.Node, slot: int, each: Operand, known: set[int]) ->
     for step in each.through:
         if step.op_type == "Cast" and (types := _cast(step)) and types not in _CASTS:
             yield f"Cast '{step.name}' from {types[0]} to {types[1]} stands between DequantizeLinear and operand {slot}"
+        elif step.op_type == "Concat" and not _same_scales(step):
+            yield f"Concat '{step.name}' joins tensors of different scales before operand {slot}: quantize behind it"
     yield from _scale_causes(node, slot, each, known)
+
+
+def _same_scales(concat: ir.Node) -> bool:
+    """Whether every input of a Concat comes straight from a DequantizeLinear with one and the same scale."""
+    scales = set()
+    for value in concat.inputs:
+        maker = value.producer() if value is not None else None
+        scale = maker.inputs[1] if maker is not None and maker.op_type == "DequantizeLinear" else None
+        if scale is None or scale.const_value is None:
+            return False
+        scales.add(scale.const_value.tobytes())
+    return len(scales) == 1
 
 
 def _scale_causes(node: ir.Node, slot: int, each: Operand, known: set[int]) -> Iterator[str]:

@@ -159,7 +159,7 @@ TABLE: tuple[Row, ...] = (
         "optimize anew for this target",
     ),
     Row(
-        r"must divide into whole blocks|blocking dimension must be the last|operand\.h:\d+: CHECK\(is_constant",
+        r"must divide into whole blocks|Inferred block size is not an integer|blocking dimension must be the last|operand\.h:\d+: CHECK\(is_constant",
         "scales in blocks do not fit this tensor",
         "blocks have to divide the axis, which is one of the last two; and FP8 activations take no block scales at all",
         "optimize with --recipe fp8-default (one scale per output channel), or fp8-weight-only",

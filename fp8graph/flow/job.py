@@ -13,7 +13,7 @@ from fp8graph.base import canon
 from fp8graph.base.errors import BackendError, InputError, UnmetError, UsageError
 from fp8graph.base.files import WrittenFile, check_writable, describe, sha256_of, staged
 from fp8graph.base.progress import SILENT, Progress, stage
-from fp8graph.calibrate.collect import collect, profiles
+from fp8graph.calibrate.collect import collect, profiles, profiles_of
 from fp8graph.calibrate.samples import Samples, open_samples
 from fp8graph.compare.default import try_default
 from fp8graph.compare.outputs import compare_outputs
@@ -40,6 +40,7 @@ from fp8graph.runners.reference import reference
 
 DEFAULT_RECIPE, DEFAULT_TARGET = "fp8-default", "tensorrt-rtx"
 PLAN_SUFFIX, ARRAYS_SUFFIX = ".plan.json", ".plan.safetensors"
+ALSO = (PLAN_SUFFIX, ARRAYS_SUFFIX, ".data")
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,8 @@ class Job:
         self.extra = _spelling(passes, pass_file)
         with self.clock("load"):
             self.source = load(model)
+        if self.out is not None and self.source.external:
+            check_writable(self.out, force=self.force, inputs=self.source.external, also=ALSO)
         if self.data is not None:
             reading = self.reading
             self.feeds = open_samples(
@@ -148,7 +151,7 @@ class Job:
             return
         uris = self.data if isinstance(self.data, (list, tuple)) else [self.data]
         inputs = [Path(item) for item in (model, plan, *uris) if isinstance(item, (str, Path))]
-        check_writable(self.out, force=self.force, inputs=inputs, also=(PLAN_SUFFIX, ARRAYS_SUFFIX, ".data"))
+        check_writable(self.out, force=self.force, inputs=inputs, also=ALSO)
 
     def _refuse_contradictions(self, recipe: Any, target: str | None) -> None:
         assert self.given is not None
@@ -189,18 +192,19 @@ class Job:
 
     def settled_plan(self, ranges: Ranges | str | Path | None, *, plan_only: bool) -> Plan:
         """The plan given, or a new one, with its numbers where there is data or ranges."""
+        seen = _load_ranges(ranges, self.source) if ranges is not None else None
+        if seen is not None and self.shapes is None and self.given is None:
+            self.shapes = profiles_of(seen.shapes)  # those that calibration saw
         plan = self.plan()
         wanted = self.wanted(plan)
         if not wanted:
             return plan if self.given is not None and self.given.settled else self.repaired(plan)
-        if ranges is not None:
-            seen = _load_ranges(ranges, self.source)
-        elif self.feeds is not None:
+        if seen is None and self.feeds is not None:
             with self.clock("calibrate"):
                 seen = self.observe(wanted, "")
-        elif plan_only:
+        if seen is None and plan_only:
             return plan
-        else:
+        if seen is None:
             raise UsageError(
                 "this plan needs data and none was given",
                 where=f"{len(wanted)} activation tensors, first: {wanted[0]}",
@@ -259,14 +263,18 @@ class Job:
         with self.clock("legalize"):
             return stages.legalize(quantized, self.pipeline, self.ctx, verify=self.verify)
 
-    def write(self, plan: Plan, legal: Legal, threshold: int | None = None) -> list[WrittenFile]:
-        """Writes model and plan together, or nothing."""
+    def write(
+        self, plan: Plan, legal: Legal, threshold: int | None = None, *, compare: bool = False
+    ) -> tuple[list[WrittenFile], Comparison | None]:
+        """Writes model and plan together, or nothing; they are compared before, so that a failure leaves nothing."""
         if self.out is None:
-            return []
-        with self.clock("save"), stage(self.progress, "saving"), staged(self.out) as folder:
-            made = [path.name for path in save(legal, folder, self.out.name, threshold=threshold)]
-            made += _write_plan(plan, folder, self.out.name)
-        return [describe(self.out.parent / name) for name in made]
+            return [], self.compare(legal, None) if compare else None
+        with staged(self.out) as folder:
+            with self.clock("save"), stage(self.progress, "saving"):
+                made = [path.name for path in save(legal, folder, self.out.name, threshold=threshold)]
+                made += _write_plan(plan, folder, self.out.name)
+            comparison = self.compare(legal, folder / self.out.name) if compare else None
+        return [describe(self.out.parent / name) for name in made], comparison
 
     def write_plan(self, plan: Plan) -> list[WrittenFile]:
         """Writes the plan alone."""
@@ -276,17 +284,18 @@ class Job:
             made = _write_plan(plan, folder, self.out.name)
         return [describe(self.out.parent / name) for name in made]
 
-    def compare(self, legal: Legal) -> Comparison | None:
-        """Original against result on the data given, in the exact reference; None without data."""
+    def compare(self, legal: Legal, file: Path | None) -> Comparison | None:
+        """Original against result (its file, where there is one) on the data given, in the exact reference; None
+        without data."""
         if self.feeds is None:
             return None
         with self.clock("compare"):
             original = load(self.source.path or self.source.original)
             before = reference(self.source.path or original.model, self.reading.libraries)
-            after = reference(self.out if self.out is not None else legal.model, self.reading.libraries)
+            after = reference(file if file is not None else legal.model, self.reading.libraries)
             result = compare_outputs(before, after, self.feeds, count=self.feeds.count, progress=self.progress)
         with self.clock("default session"):
-            self.default = try_default(legal.model, self.out, before, after, self.feeds, self.reading.libraries)
+            self.default = try_default(legal.model, file, before, after, self.feeds, self.reading.libraries)
         for problem in result.problems:
             self.ctx.note("FG401", "", problem, severity="warning")
         return result
@@ -379,7 +388,8 @@ def _load_ranges(ranges: Ranges | str | Path, source: Source) -> Ranges:
 def source_digest(source: Source) -> str:
     """Digest of the model as it came, weights included."""
     if source.path is not None:
-        return "sha256:" + sha256_of(source.path)
+        whole = [sha256_of(path) for path in (source.path, *source.external)]
+        return "sha256:" + whole[0] if len(whole) == 1 else canon.digest(whole)
     import onnx_ir as ir
 
     proto = source.original if source.kind == "proto" else ir.to_proto(load(source.original).model)

@@ -133,7 +133,11 @@ def _inspect_document(path: Path) -> dict[str, Any]:
         from fp8graph.data.attestation import Attestation
 
         Attestation.from_json(document, str(path))
-    elif kind not in ("ranges", "engine", "recipe", "result"):
+    elif kind == "ranges":
+        from fp8graph.numerics.ranges import Ranges
+
+        Ranges.from_json(document, str(path))
+    elif kind not in ("engine", "recipe", "result"):
         raise InputError(
             "this is no fp8graph document",
             where=str(path),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fp8graph.base import canon
+from fp8graph.base.errors import UsageError
 from fp8graph.base.files import WrittenFile, check_writable, describe, write_text
 from fp8graph.base.findings import Finding
 from fp8graph.base.progress import SILENT, Progress
@@ -127,8 +128,7 @@ def optimize(
     if not any(True for _ in settled.quantized()) and not allow_unquantized:
         raise nothing_quantized(settled, job)
     legal = job.carry_out(settled)
-    files = job.write(settled, legal, external_data_size_threshold)
-    comparison = job.compare(legal) if compare else None
+    files, comparison = job.write(settled, legal, external_data_size_threshold, compare=compare)
     return _finished(job, settled, legal, files, comparison)
 
 
@@ -162,9 +162,14 @@ def calibrate(
     out = Path(output) if output is not None else None
     job = Job(Options(), data, Reading(samples, batch, seed, _paths(custom_ops)), force=force, progress=progress)
     if out is not None:
-        check_writable(out, force=force, inputs=[Path(model)] if isinstance(model, (str, Path)) else [])
+        uris = data if isinstance(data, (list, tuple)) else [data]
+        inputs = [Path(item) for item in (model, plan, *uris) if isinstance(item, (str, Path))]
+        check_writable(out, force=force, inputs=inputs)
+    if data is None:
+        raise UsageError(
+            "calibrate needs data and none was given", do="give --data FILE.npz (arrays by input name)", code="FG120"
+        )
     job.open(model, recipe, target, plan, None, None)
-    assert job.feeds is not None
     wanted = job.wanted(job.plan())
     ranges = job.observe(wanted, source_digest(job.source))
     if out is None:

@@ -82,7 +82,7 @@ def _from_path(path: Path) -> Source:
         if not isinstance(graph, ir.Function):
             ir.external_data.set_base_dir(graph, str(path.parent))
     _check_pair(model, path, external)
-    return Source(model, "path", path, path, bool(external), sparse)
+    return Source(model, "path", path, path, tuple(external), sparse)
 
 
 def _not_onnx(path: Path) -> str:

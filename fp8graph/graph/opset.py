@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
 
 from fp8graph.base.errors import InputError
 from fp8graph.graph import edit, tensors, walk
@@ -24,11 +25,12 @@ def opset_of(model: ir.Model) -> int:
 def raise_opset(model: ir.Model, least: int) -> bool:
     """Raises the default domain to opset `least` in place; a higher one stays. Whether anything changed.
 
-    The converter drops node metadata and functions: both are put back, metadata by first output. Raises InputError
-    FG106 where an op cannot be converted.
+    The converter drops node metadata and functions: both are put back, metadata by first output. Functions that hold
+    an op of another version then are inlined before. Raises InputError FG106 where an op cannot be converted.
     """
     if opset_of(model) >= least:
         return False
+    _inline_outdated(model, least)
     functions = dict(model.functions)
     if 18 <= opset_of(model) < 21 <= least:
         _repeat_group_parameters(model)
@@ -47,12 +49,48 @@ def raise_opset(model: ir.Model, least: int) -> bool:
             code="FG106",
         ) from error
     _adopt(model, ir.from_proto(converted), weights)
-    model.functions.update(functions)  # their bodies have an opset of their own
+    for function in functions.values():
+        function.opset_imports[""] = max(least, function.opset_imports.get("", 1))
+    model.functions.update(functions)
     for place in walk.walk(model):
         kept = metadata.get(place.scope + walk.first_output(place.node))
         if kept:
             place.node.metadata_props.update(kept)
     return True
+
+
+def _inline_outdated(model: ir.Model, least: int) -> None:
+    """Inlines functions with an op whose version in their own opset is another than in `least`, and their callers.
+
+    ONNX lets a function import another opset than its model only where no op of it differs.
+    """
+
+    def outdated(function: ir.Function) -> bool:
+        own = function.opset_imports.get("", 1)
+        return own < least and any(
+            onnx.defs.has(node.op_type) and _version(node.op_type, own) != _version(node.op_type, least)
+            for node in function.all_nodes()
+            if node.domain in ("", "ai.onnx")
+        )
+
+    needed = {identifier for identifier, function in model.functions.items() if outdated(function)}
+    size = -1
+    while size != len(needed):
+        size = len(needed)
+        for identifier, function in model.functions.items():
+            if any(node.op_identifier() in needed for node in function.all_nodes()):
+                needed.add(identifier)
+    if needed:
+        InlinePass(criteria=lambda function: function.identifier() in needed)(model)
+
+
+def _version(op_type: str, opset: int) -> int:
+    """The version of an op that an opset has; 0 where it has none."""
+    try:
+        version: int = onnx.defs.get_schema(op_type, opset).since_version
+    except onnx.defs.SchemaError:
+        return 0
+    return version
 
 
 def _repeat_group_parameters(model: ir.Model) -> None:

@@ -16,13 +16,13 @@ Kind = Literal["path", "proto", "ir", "graphsurgeon"]
 @dataclass(frozen=True)
 class Source:
     """A model as it came. `model` is not to be edited; `original` is the caller's object; `path` where it is a file;
-    `sparse` are initialisers that were sparse there."""
+    `external` are the files of its external data, `sparse` are initialisers that were sparse there."""
 
     model: ir.Model
     kind: Kind
     original: Any
     path: Path | None = None
-    external: bool = False
+    external: tuple[Path, ...] = ()
     sparse: Mapping[str, onnx.SparseTensorProto] = field(default_factory=dict)
 
 

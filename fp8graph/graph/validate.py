@@ -148,6 +148,8 @@ def _external(tensor: onnx.TensorProto, wanted: int, path: Path) -> Path:
         raise refused(at, f"its location '{location}' is a folder (directory)", code="FG104")
     if not file.is_file():
         raise refused(at, f"its data file '{location}' is not there", do=f"copy it beside {path.name}", code="FG104")
+    if file.stat().st_nlink > 1:  # onnx and onnx_ir refuse them: a link may name a file from anywhere
+        raise refused(at, f"its data file '{location}' has several hard links", do="copy the file", code="FG104")
     try:
         offset, length = int(entries.get("offset") or 0), int(entries.get("length") or wanted)
     except ValueError as error:

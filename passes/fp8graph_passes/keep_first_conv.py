@@ -52,7 +52,7 @@ class KeepFirstConv(PlanRule):
                 return None
             producer = value.producer()
             if producer is None:
-                text = f"the first Conv on an image, {channels} channels: padding eats the gain, it makes most noise"
+                text = f"the first Conv on an image (channels: {channels}): padding eats the gain, it makes most noise"
                 return Opinion("keep", "FG208", text) if value.is_graph_input() else None
             if producer.op_type not in _THROUGH:
                 return None

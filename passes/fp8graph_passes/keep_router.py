@@ -1,7 +1,7 @@
 """Keep the product that chooses experts: its result is compared, not summed.
 
-What it does   Keeps a MatMul or Gemm whose result reaches TopK or ArgMax through at most six ops that only scale,
-               bias, normalise or move it.
+What it does   Keeps a MatMul or Gemm whose result reaches TopK through at most six ops that only scale, bias,
+               normalise or move it. ArgMax does not count: that is how a classifier or a decoder ends.
 Why            A rounding that swaps two close scores sends the token to another expert: an error that no later layer
                mends.
 Codes          FG207 kept: router
@@ -17,7 +17,6 @@ import onnx_ir as ir
 from fp8graph.core.context import Context, OpView
 from fp8graph.core.passes import Opinion, PlanRule
 
-_RANKS = frozenset({"TopK", "ArgMax"})
 _BETWEEN = frozenset(
     {"Softmax", "Sigmoid", "Add", "Mul", "Div", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Transpose"}
 )
@@ -36,10 +35,8 @@ class KeepRouter(PlanRule):
         front: list[ir.Value] = [op.node.outputs[0]]
         for _ in range(self.steps + 1):
             users = [user for value in front for user, _ in value.uses()]
-            ranking = next((user.op_type for user in users if user.op_type in _RANKS), None)
-            if ranking is not None:
-                text = f"its result is ranked by {ranking}: a rounding would choose another expert"
-                return Opinion("keep", "FG207", text)
+            if any(user.op_type == "TopK" for user in users):
+                return Opinion("keep", "FG207", "its result is ranked by TopK: a rounding would choose another expert")
             front = [user.outputs[0] for user in users if user.op_type in _BETWEEN]
             if not front or len(front) > 8:
                 return None

@@ -166,6 +166,16 @@ def test_a_cast_in_the_wrong_place_is_a_cause(tmp_path: Path):
     assert cause(proto, tmp_path).startswith("Cast 'raise' from FLOAT16 to FLOAT stands between")
 
 
+@pytest.mark.parametrize(("other", "said"), [(0.02, ""), (0.03, "Concat 'both' joins tensors of different scales")])
+def test_a_concat_of_different_scales_is_a_cause(other: float, said: str, tmp_path: Path):
+    g = models.Graph("fp32")
+    parts = [g.qdq(g.input(name, [32, 32]), f"{name}8", scale) for name, scale in (("x", 0.02), ("y", other))]
+    g.output(g.op("MatMul", [g.op("Concat", parts, "both", axis=1), g.weight8([64, 128], "w")], "mm"))
+    found = cause(g.model(), tmp_path)
+    assert found.startswith(said)
+    assert bool(found) == bool(said)
+
+
 def test_a_computed_scale_is_a_cause(tmp_path: Path):
     proto = product()
     scale = next(tensor for tensor in proto.graph.initializer if tensor.name == "s")

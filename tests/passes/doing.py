@@ -10,8 +10,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from fp8graph.core.context import Context
-from fp8graph.core.passes import RewritePass
+from fp8graph.base.codes import CODES
+from fp8graph.core.context import Context, OpView
+from fp8graph.core.passes import PlanRule, RewritePass, Stage
 from fp8graph.data import recipe as recipes
 from fp8graph.data import target as targets
 from fp8graph.graph import keys, walk
@@ -96,3 +97,16 @@ def planned_run(item: RewritePass, model: Any, **how: Any) -> Done:
     prepared = planned(model, until=item, **how)
     before = prepared.model.clone()
     return Done(before, prepared.model, item.rewrite(prepared.model, prepared.ctx), prepared.ctx)
+
+
+def opinions(rule: PlanRule, model: Any, **how: Any) -> dict[str, tuple[str, str]]:
+    """What a rule says about each op of the normalized model that it has an opinion on: what to do, and the code."""
+    prepared = planned(model, until=Stage.QUANTIZE, **how)
+    assert prepared.facts is not None
+    found = {}
+    for place in walk.walk(prepared.model):
+        opinion = rule.decide(OpView(place, prepared.facts, half=False), prepared.ctx)
+        if opinion is not None:
+            assert opinion.code in CODES and opinion.text
+            found[place.key] = (opinion.do, opinion.code)
+    return found

@@ -1,0 +1,56 @@
+"""Every registered pass holds to what its class promises, on every model of the corpus; and each has a twin here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+import fp8graph_passes
+from fp8graph.core import registry
+from fp8graph.core.check import check
+from fp8graph.testing import check_pass, corpus, outputs, planned
+
+MODELS = corpus()
+PASSES = [entry for entry in registry.catalog() if entry.owner == "fp8graph"]
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in PASSES])
+def test_a_pass_keeps_its_promises_and_finds_something_to_do(name):
+    done = check_pass(registry.create(name), MODELS)
+    assert sum(done.values()) > 0, "no model of the corpus gives it anything to do: add one"
+
+
+@pytest.mark.parametrize("high", ["keep", "fp16", "bf16", "fp32"])
+@pytest.mark.parametrize("name", MODELS)
+def test_all_passes_together_yield_valid_onnx_that_computes_nearly_the_same(name, high):
+    prepared = planned(MODELS[name], high=high)
+    onnx.checker.check_model(ir.to_proto(prepared.model), full_check=True)
+    assert [item for item in check(prepared.model, prepared.ctx.target) if item.severity == "error"] == []
+    feed = prepared.feeds[0]
+    before, after = (outputs(item, feed, by_reference=False) for item in (prepared.before, prepared.model))
+    for output, array in before.items():
+        assert after[output].dtype == array.dtype
+        old, new = array.astype(np.float64), after[output].astype(np.float64)
+        noise = ((old - new) ** 2).sum()
+        # two products in FP8 behind each other leave some 25 dB; attention on random numbers is worst
+        assert noise == 0 or 10 * np.log10((old**2).sum() / noise) > 15
+
+
+def test_every_pass_file_has_a_twin():
+    folder = Path(fp8graph_passes.__file__).parent
+    here = {path.name for path in Path(__file__).parent.glob("test_*.py")}
+    lonely = [path.name for path in folder.glob("[!_]*.py") if f"test_{path.name}" not in here]
+    assert lonely == []
+
+
+def test_every_model_of_the_corpus_says_what_it_is_and_is_small():
+    for path in (Path(__file__).parents[1] / "corpus").glob("*.onnxtxt"):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert lines[0].startswith("# ") and lines[0].rstrip().endswith((".", ",", ";")), path.name
+        assert len(lines) < 40, path.name
+        assert path.stem in MODELS
+        onnx.checker.check_model(MODELS[path.stem], full_check=True)

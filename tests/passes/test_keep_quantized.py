@@ -1,0 +1,55 @@
+"""What came quantized is not quantized again."""
+
+from __future__ import annotations
+
+import pytest
+
+from fp8graph.testing import planned
+from fp8graph_passes.keep_quantized import KeepQuantized
+from tests.passes.doing import opinions
+from tests.small import model
+
+KEPT = {"y": ("keep", "FG230")}
+PAIR = "q = QuantizeLinear <output_dtype = 17> (x, s) d = DequantizeLinear(q, s)"
+OPS = {
+    "the activation": f"{PAIR} y = MatMul(d, w)",
+    "the right operand": f"{PAIR} y = MatMul(w, d)",
+    "through movement": f"{PAIR} t = Transpose(d) i = Identity(t) y = MatMul(i, w)",
+    "through a Cast": f"{PAIR} a = Cast <to = 1> (d) y = Gemm(a, w)",
+    "int8": "q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) y = MatMul(d, w)",
+}
+
+
+def small(body: str) -> object:
+    return model(f"(float[8,8] x, float[8,8] w) => (float[8,8] y) <float s = {{0.5}}, int8 z = {{0}}> {{ {body} }}")
+
+
+@pytest.mark.parametrize("what", OPS)
+def test_a_product_with_a_dequantized_operand_is_kept(what):
+    assert opinions(KeepQuantized(), small(OPS[what])) == KEPT
+
+
+def test_the_reason_names_the_operand_and_its_type():
+    plan = planned(small(OPS["the activation"])).ctx.plan
+    assert plan is not None
+    assert plan.ops["y"].why.text.startswith("operand 0 is quantized already (float8e4m3fn)")
+
+
+def test_stored_codes_count_too():
+    text = """(float[2,8] x, float8e4m3fn[8,4] w) => (float[2,4] y) <float s = {0.5}> {
+        d = DequantizeLinear(w, s) y = MatMul(x, d) }"""
+    assert opinions(KeepQuantized(), model(text)) == KEPT
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["y = MatMul(x, w)", f"{PAIR} r = Relu(d) y = MatMul(r, w)", f"{PAIR} y = Add(d, w)"],
+    ids=["not quantized", "arithmetic between", "no product"],
+)
+def test_about_others_it_has_no_opinion(body):
+    assert opinions(KeepQuantized(), small(body)) == {}
+
+
+def test_it_is_asked_even_where_fp8_is_wanted_everywhere():
+    plan = planned(small(OPS["the activation"]), fp8_everywhere=True).ctx.plan
+    assert plan is not None and plan.ops["y"].why.code == "FG230"
