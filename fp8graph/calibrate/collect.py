@@ -41,7 +41,9 @@ def collect(
     exactly, so they do not depend on the order either. Tensors that no sample computes are missing in the result, or
     have a count of 0.
     """
-    floats = [v.name for v in model.model.graph.outputs if v.dtype in _FLOATS and v.name]
+    floats = [
+        v.name for v in model.model.graph.outputs if isinstance(v.type, ir.TensorType) and v.dtype in _FLOATS and v.name
+    ]
     view = _View(model.model, list(dict.fromkeys([*needs, *floats])), source, samples.label, libraries)
     ranges = Ranges(source=source, data=samples.label)
     with stage(progress, "calibrating", samples.count, "samples"), ThreadPoolExecutor(_WORKERS) as pool:

@@ -72,8 +72,35 @@ def _add(
     floating: dict[str, bool],
     problems: list[str],
 ) -> None:
-    left, right = np.asarray(left), np.asarray(right)
-    if left.dtype != right.dtype or left.shape != right.shape:
+    before, after = _parts(left), _parts(right)
+    if len(before) != len(after):
+        problems.append(f"the output '{name}' has {len(after)} parts, it had {len(before)}")
+        equal[name] = False
+    for left, right in zip(before, after, strict=False):
+        _add_array(name, left, right, total, equal, floating, problems)
+
+
+def _parts(value: Any) -> list[np.ndarray[Any, Any]]:
+    """The arrays of an output: one of a tensor, several of a sequence, none of an empty optional; keys are texts."""
+    if isinstance(value, dict):
+        keys = sorted(value)
+        return [np.asarray([str(key) for key in keys]), np.asarray([value[key] for key in keys])]
+    if isinstance(value, (list, tuple)):
+        return [part for item in value for part in _parts(item)]
+    return [] if value is None else [np.asarray(value)]
+
+
+def _add_array(
+    name: str,
+    left: np.ndarray[Any, Any],
+    right: np.ndarray[Any, Any],
+    total: ErrorSums,
+    equal: dict[str, bool],
+    floating: dict[str, bool],
+    problems: list[str],
+) -> None:
+    texts = left.dtype.kind in "US" and right.dtype.kind in "US"  # their dtype says how long the longest is
+    if (left.dtype != right.dtype and not texts) or left.shape != right.shape:
         problems.append(
             f"the output '{name}' is {right.dtype}{list(right.shape)}, it was {left.dtype}{list(left.shape)}"
         )

@@ -29,7 +29,7 @@ def normalize(source: Source, pipeline: Pipeline, ctx: Context, *, verify: bool 
         TopologicalSortPass()(model)
         keys.adopt(model)
         _fix_overridable(model, ctx)
-        _inline(model)
+        _inline(model, {*COMPUTE, *ctx.target.decompose})
         keys.name_everything(model)
         protos.infer_types(model)
         if pipeline.run(model, ctx, (Stage.NORMALIZE,), verify=verify):
@@ -39,12 +39,12 @@ def normalize(source: Source, pipeline: Pipeline, ctx: Context, *, verify: bool 
     return Normalized(model, source, keys.structure_digest(model))
 
 
-def _inline(model: ir.Model) -> None:
-    """Inlines functions that hold an op to quantize, and those that call them; all others stay functions."""
+def _inline(model: ir.Model, wanted: set[str]) -> None:
+    """Inlines functions that hold an op of these types, and those that call them; all others stay functions."""
     needed = {
         identifier
         for identifier, function in model.functions.items()
-        if any(node.op_type in COMPUTE for node in function.all_nodes())
+        if any(node.op_type in wanted for node in function.all_nodes())
     }
     size = -1
     while size != len(needed):

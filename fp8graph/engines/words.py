@@ -159,7 +159,8 @@ TABLE: tuple[Row, ...] = (
         "optimize anew for this target",
     ),
     Row(
-        r"must divide into whole blocks|Inferred block size is not an integer|blocking dimension must be the last|operand\.h:\d+: CHECK\(is_constant",
+        r"must divide into whole blocks|Inferred block size is not an integer|blocking dimension must be the last"
+        r"|operand\.h:\d+: CHECK\(is_constant",
         "scales in blocks do not fit this tensor",
         "blocks have to divide the axis, which is one of the last two; and FP8 activations take no block scales at all",
         "optimize with --recipe fp8-default (one scale per output channel), or fp8-weight-only",
@@ -233,16 +234,28 @@ TABLE: tuple[Row, ...] = (
         "inline the function: optimize does, or onnx.inliner.inline_local_functions",
     ),
     Row(
-        r"Plugin not found|was not found in plugin registry|No importer registered|getPluginCreator could not find",
+        r"Plugin not found|was not found in plugin registry|Op type \S+ is not supported|No importer registered",
         "the builder does not know an operator",
         "there is no importer and no plugin for it",
         "load its library with --custom-ops LIB.so, or take the operator apart in the model",
     ),
     Row(
-        r"Failed to sort the model topologically|Node input was not registered|access weights or a null tensor",
+        r"Node input was not registered",
+        "a node reads a tensor that the builder does not know",
+        "no node makes it; or it is the condition in the body of a Loop that is given none",
+        "give such a Loop a constant true as its second input; onnx.checker.check_model says what else is wrong",
+    ),
+    Row(
+        r"Failed to sort the model topologically|access weights or a null tensor",
         "the model's graph is broken",
         "a tensor is used that no node makes, or nodes wait for each other",
         "python -c \"import onnx; onnx.checker.check_model('MODEL')\" says where",
+    ),
+    Row(
+        r"nested structures that exceed the maximum",
+        "If, Loop and Scan are nested too deep",
+        "TensorRT has a limit on bodies within bodies",
+        "export the model with fewer of them: branches that are never taken can go",
     ),
 )
 _PATTERNS = tuple(re.compile(row.pattern) for row in TABLE)
@@ -270,8 +283,8 @@ def explain(builder: str, file: str, said: Mapping[str, Any], model: ir.Model) -
                     code=row.code,
                 )
     where = _where(errors, "", model)
-    # `false` is all that the parser says of an operator that its support check refuses.
-    silent = [error for error in errors if error["text"].strip() in ("false", "")]
+    # That is all that the parser says of an operator that its support check refuses.
+    silent = [error for error in errors if error["text"].strip() in ("false", "", f"Invalid Node - {error['node']}")]
     why = f"the parser does not import this form of {silent[0]['op_type']}" if silent else _first(builder, texts)
     return BackendError(
         f"{builder} refused the model",

@@ -29,7 +29,8 @@ from fp8graph.engines.settings import add_profiles, apply_args
 # Lines that say nothing: no driver on a machine that builds ahead of time, the importer's frame around an error, and
 # that an int64 input is one.
 _NOISE = re.compile(
-    r"\[checkMacros\.cpp|ModelImporter\.cpp:14[023]:|The logger passed into|ModelImporter\.cpp:\d+: Make sure input"
+    r"\[checkMacros\.cpp|The logger passed into"
+    r"|ModelImporter\.cpp:\d+: (While parsing node|--- Begin node|--- End node|Make sure input)"
 )
 _KEPT_LINES = 200
 Emit = Callable[[Mapping[str, Any]], None]

@@ -12,6 +12,7 @@ from typing import Any
 from fp8graph.base import canon
 from fp8graph.base.errors import BackendError, InputError, UnmetError, UsageError
 from fp8graph.base.files import WrittenFile, check_writable, describe, sha256_of, staged
+from fp8graph.base.names import did_you_mean
 from fp8graph.base.progress import SILENT, Progress, stage
 from fp8graph.calibrate.collect import collect, profiles, profiles_of
 from fp8graph.calibrate.samples import Samples, open_samples
@@ -113,8 +114,7 @@ class Job:
         if plan is not None:
             self.given = _load_plan(plan)
             self._refuse_contradictions(recipe, target)
-            policy = recipes.Recipe.from_mapping(self.given.recipe, "the plan's recipe")
-            aim = targets.load(self.given.target)
+            policy, aim = _meant(self.given)
         else:
             policy = recipe if isinstance(recipe, recipes.Recipe) else recipes.load(recipe or DEFAULT_RECIPE)
             aim = targets.load(target or DEFAULT_TARGET)
@@ -128,6 +128,7 @@ class Job:
             self.source = load(model)
         if self.out is not None and self.source.external:
             check_writable(self.out, force=self.force, inputs=self.source.external, also=ALSO)
+        _check_shapes(self.shapes or {}, self.source)
         if self.data is not None:
             reading = self.reading
             self.feeds = open_samples(
@@ -301,10 +302,46 @@ class Job:
         return result
 
 
+def _meant(plan: Plan) -> tuple[recipes.Recipe, targets.Target]:
+    """Recipe and target of a plan. Raises InputError FG111 where it names what there is not: the plan is at fault."""
+    try:
+        Options(high_precision_dtype=plan.asked.get("high_precision_dtype"))
+        return recipes.Recipe.from_mapping(plan.recipe, "the plan's recipe"), targets.load(plan.target)
+    except UsageError as error:
+        raise InputError(
+            "the plan is damaged", where=error.where, why=error.what, do="make the plan anew", code="FG111"
+        ) from error
+
+
+def _check_shapes(shapes: Shapes, source: Source) -> None:
+    """Raises UsageError where shapes are given for an input that the model has not, or that it cannot take."""
+    inputs = {value.name or "": value for value in source.model.graph.inputs}
+    for name, profile in shapes.items():
+        if name not in inputs:
+            do = did_you_mean(name, inputs)
+            raise UsageError(f"the model has no input '{name}'", where="--shapes", do=do, code="FG101")
+        dims = inputs[name].shape
+        for shape in (profile.min, profile.opt, profile.max):
+            fits = dims is None or (
+                len(dims) == len(shape)
+                and all(not isinstance(d, int) or d == size for d, size in zip(dims, shape, strict=True))
+            )
+            if not fits:
+                raise UsageError(
+                    f"the input '{name}' cannot have the shape {'x'.join(map(str, shape))}",
+                    where="--shapes",
+                    why=f"the model says {'x'.join(str(d) for d in dims or ())}",
+                    do="give sizes for the axes that the model leaves open",
+                    code="FG100",
+                )
+
+
 def _own_passes(extra: str | Sequence[Any] | None, pass_file: str | None, given: Plan | None) -> list[Any]:
     """The user's passes; with a plan, those by name that it was made with. Raises UsageError FG113."""
     if given is not None and extra is None:
         extra = given.asked.get("passes")
+        if extra is not None and not isinstance(extra, str):
+            raise InputError("the plan is damaged", where="asked.passes", why="it is no text", code="FG111")
     own: list[Any] = registry.parse_specs(extra) if isinstance(extra, str) else list(extra or ())
     if pass_file is not None:
         own.append(registry.from_file(pass_file))

@@ -179,6 +179,8 @@ def calibrate(
 
 
 def _tuple(items: Sequence[str] | None) -> tuple[str, ...] | None:
+    if isinstance(items, str):  # one pattern, not its letters
+        return (items,)
     return tuple(items) if items is not None else None
 
 

@@ -11,8 +11,7 @@ from google.protobuf.message import DecodeError
 
 from fp8graph.base.errors import InputError, UsageError
 from fp8graph.base.files import sha256_of
-from fp8graph.graph import walk
-from fp8graph.graph.sparse import make_dense
+from fp8graph.graph import lost, walk
 from fp8graph.graph.stages import Kind, Source
 from fp8graph.graph.validate import validate
 
@@ -31,7 +30,7 @@ def load(model: Any) -> Source:
     if isinstance(model, onnx.ModelProto):
         return _from_proto(model, "the ModelProto given", "proto", model)
     if isinstance(model, ir.Model):
-        return Source(model.clone(deep_copy=True), "ir", model)
+        return Source(model.clone(deep_copy=True), "ir", model, lost=lost.of_model(model))
     from fp8graph.graph import gs
 
     if gs.is_graph(model):
@@ -45,19 +44,18 @@ def load(model: Any) -> Source:
 
 def _from_proto(proto: onnx.ModelProto, where: str, kind: Kind, original: Any) -> Source:
     validate(proto, where)
-    sparse = {}
-    if proto.graph.sparse_initializer:
-        own = onnx.ModelProto()
-        own.CopyFrom(proto)
-        proto, sparse = own, make_dense(own, where)
-    return Source(_deserialize(proto, where), kind, original, sparse=sparse)
+    readable, kept = lost.take_out(proto, where, own=False)
+    return Source(_deserialize(readable, where), kind, original, lost=kept)
 
 
 def _deserialize(proto: onnx.ModelProto, where: str) -> ir.Model:
     try:
         return ir.from_proto(proto)
     except Exception as error:  # onnx_ir raises many types on malformed protos
-        raise _unreadable(where, f"{type(error).__name__}: {error}") from error
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # it wraps the reason once for every proto around it
+            cause = cause.__cause__
+        raise _unreadable(where, f"{type(cause).__name__}: {cause}") from error
 
 
 def _from_path(path: Path) -> Source:
@@ -76,13 +74,13 @@ def _from_path(path: Path) -> Source:
     except OSError as error:
         raise _unreadable(str(path), str(error)) from error
     external = validate(proto, str(path), path)
-    sparse = make_dense(proto, str(path))
+    proto, kept = lost.take_out(proto, str(path), own=True)
     model = _deserialize(proto, str(path))
     for _, graph in walk.graphs(model):
         if not isinstance(graph, ir.Function):
             ir.external_data.set_base_dir(graph, str(path.parent))
     _check_pair(model, path, external)
-    return Source(model, "path", path, path, tuple(external), sparse)
+    return Source(model, "path", path, path, tuple(external), kept)
 
 
 def _not_onnx(path: Path) -> str:

@@ -9,7 +9,9 @@ from onnx_ir.passes.common import InlinePass
 
 from fp8graph.base.errors import InputError
 from fp8graph.graph import edit, tensors, walk
+from fp8graph.graph.dress import dress
 from fp8graph.graph.protos import weightless
+from fp8graph.graph.protowalk import forget_foreign_types
 
 
 def opset_of(model: ir.Model) -> int:
@@ -25,8 +27,8 @@ def opset_of(model: ir.Model) -> int:
 def raise_opset(model: ir.Model, least: int) -> bool:
     """Raises the default domain to opset `least` in place; a higher one stays. Whether anything changed.
 
-    The converter drops node metadata and functions: both are put back, metadata by first output. Functions that hold
-    an op of another version then are inlined before. Raises InputError FG106 where an op cannot be converted.
+    The converter drops functions, metadata, annotations and more: all is put back, by scope and name. Functions that
+    hold an op of another version then are inlined before. Raises InputError FG106 where an op cannot be converted.
     """
     if opset_of(model) >= least:
         return False
@@ -34,9 +36,7 @@ def raise_opset(model: ir.Model, least: int) -> bool:
     functions = dict(model.functions)
     if 18 <= opset_of(model) < 21 <= least:
         _repeat_group_parameters(model)
-    metadata = {
-        place.scope + walk.first_output(place.node): dict(place.node.metadata_props) for place in walk.walk(model)
-    }
+    before = dict(walk.graphs(model))
     proto, weights = weightless(model)
     try:
         converted = onnx.version_converter.convert_version(proto, least)
@@ -48,14 +48,11 @@ def raise_opset(model: ir.Model, least: int) -> bool:
             do=f"export the model at opset {least} or above",
             code="FG106",
         ) from error
-    _adopt(model, ir.from_proto(converted), weights)
+    _adopt(model, ir.from_proto(forget_foreign_types(converted)), weights)
     for function in functions.values():
         function.opset_imports[""] = max(least, function.opset_imports.get("", 1))
     model.functions.update(functions)
-    for place in walk.walk(model):
-        kept = metadata.get(place.scope + walk.first_output(place.node))
-        if kept:
-            place.node.metadata_props.update(kept)
+    dress(model, before)
     return True
 
 
@@ -144,11 +141,7 @@ def _adopt(model: ir.Model, converted: ir.Model, weights: dict[str, ir.Value]) -
     for before, after in ((model.graph.inputs, graph.inputs), (model.graph.outputs, graph.outputs)):
         for old, new in zip(before, after, strict=True):
             new.type, new.shape = old.type, old.shape
-            new.doc_string = old.doc_string
-            new.metadata_props.update(old.metadata_props)
     graph.name = model.graph.name
-    graph.doc_string = model.graph.doc_string
-    graph.metadata_props.update(model.graph.metadata_props)
     for domain, version in model.graph.opset_imports.items():
         if domain not in ("", "ai.onnx"):
             graph.opset_imports.setdefault(domain, version)

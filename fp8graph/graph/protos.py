@@ -8,6 +8,7 @@ import onnx
 import onnx_ir as ir
 
 from fp8graph.graph import walk
+from fp8graph.graph.protowalk import forget_foreign_types, graphs, typed
 
 # Constants up to this size travel with the proto: shape inference and the version converter look at them.
 _KEPT_BYTES = 4096
@@ -37,20 +38,21 @@ def infer_types(model: ir.Model) -> None:
     """Fills in dtypes and shapes that values lack, as far as onnx can infer them; what is there is not overwritten."""
     proto, _ = weightless(model)
     inferred = onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=True)
-    known = ir.from_proto(inferred)
-    by_scope = dict(walk.graphs(known))
+    said = {
+        scope: {value.name: value for value in typed(graph)}
+        for scope, _, graph in graphs(forget_foreign_types(inferred))
+        if isinstance(graph, onnx.GraphProto)
+    }
     for scope, graph in walk.graphs(model):
-        other = by_scope.get(scope)
-        if other is None or isinstance(graph, ir.Function) or isinstance(other, ir.Function):
+        if isinstance(graph, ir.Function) or scope not in said:
             continue
-        found = {value.name: value for node in other for value in node.outputs}
-        for node in graph:
-            for value in node.outputs:
-                twin = found.get(value.name)
-                if twin is None:
-                    continue
-                value.type = value.type or twin.type
-                value.shape = value.shape or twin.shape
+        for value in [output for node in graph for output in node.outputs]:
+            found = said[scope].get(value.name or "")
+            if found is None or (value.type is not None and value.shape is not None):
+                continue
+            twin = ir.serde.deserialize_value_info_proto(found, None)
+            value.type = value.type or twin.type
+            value.shape = value.shape or twin.shape
 
 
 def concrete_shapes(model: ir.Model, inputs: Mapping[str, Sequence[int]]) -> dict[str, tuple[int | None, ...]]:
@@ -73,12 +75,14 @@ def concrete_shapes(model: ir.Model, inputs: Mapping[str, Sequence[int]]) -> dic
     for output in proto.graph.output:
         if output.type.HasField("tensor_type"):
             output.type.tensor_type.ClearField("shape")
-    inferred = ir.from_proto(
-        onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=True)
-    )
+    inferred = onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=True)
     shapes: dict[str, tuple[int | None, ...]] = {}
-    for scope, graph in walk.graphs(inferred):
-        for value in walk.values(graph):
-            if value.shape is not None and value.name:
-                shapes[scope + value.name] = tuple(d if isinstance(d, int) else None for d in value.shape)
+    for scope, _, graph in graphs(inferred):
+        held = graph.initializer if isinstance(graph, onnx.GraphProto) else ()
+        shapes.update((scope + tensor.name, tuple(tensor.dims)) for tensor in held)
+        for value in typed(graph):
+            kind = value.type.tensor_type
+            if kind.HasField("shape"):
+                dims = (dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim)
+                shapes[scope + value.name] = tuple(dims)
     return shapes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import onnx_ir as ir
 from fp8graph.base.files import sha256_of
 from fp8graph.graph import gs, tensors, walk
 from fp8graph.graph.load import DATA_DIGEST
-from fp8graph.graph.sparse import put_back
+from fp8graph.graph.lost import Lost, put_back
 from fp8graph.graph.stages import Legal
 
 log = logging.getLogger(__name__)
@@ -42,40 +42,29 @@ def save(legal: Legal, folder: Path, name: str, *, threshold: int | None = None)
     model = legal.model
     path = folder / name
     if threshold is None and not legal.source.external and weight_bytes(model) < _EMBEDDED_LIMIT:
-        path.write_bytes(to_proto(model, legal.source.sparse).SerializeToString(deterministic=True))
+        path.write_bytes(to_proto(model, legal.source.lost).SerializeToString(deterministic=True))
         return [path]
     data = folder / f"{name}.data"
     with _read_in(model):
         ir.save(model, path, external_data=data.name, size_threshold_bytes=1024 if threshold is None else threshold)
-    if not data.exists():
-        return [path]
-    if not data.stat().st_size:  # every tensor lies below the threshold
+    if data.exists() and not data.stat().st_size:  # every tensor lies below the threshold
         data.unlink()
-        return [path]
     proto = onnx.load(str(path), load_external_data=False)
-    put_back(proto, legal.source.sparse)
+    put_back(proto, legal.source.lost)
     kept = [item for item in proto.metadata_props if item.key != DATA_DIGEST]
     del proto.metadata_props[:]
-    proto.metadata_props.extend([*kept, onnx.StringStringEntryProto(key=DATA_DIGEST, value=sha256_of(data))])
+    proto.metadata_props.extend(kept)
+    if data.exists():
+        proto.metadata_props.add(key=DATA_DIGEST, value=sha256_of(data))
     path.write_bytes(proto.SerializeToString(deterministic=True))
-    return [path, data]
+    return [path, data] if data.exists() else [path]
 
 
-def to_proto(model: ir.Model, sparse: Mapping[str, onnx.SparseTensorProto] | None = None) -> onnx.ModelProto:
-    """The model as a proto with its weights inside; tensor metadata, which each round trip doubles, is kept once.
-
-    `sparse` are initialisers that were sparse in the source: they are put back.
-    """
+def to_proto(model: ir.Model, lost: Lost | None = None) -> onnx.ModelProto:
+    """The model as a proto with its weights inside; `lost` is what its source had that onnx_ir does not hold."""
     with _read_in(model):
         proto = ir.to_proto(model)
-    put_back(proto, sparse or {})
-    for tensor in proto.graph.initializer:
-        seen = {item.key: item.value for item in tensor.metadata_props}
-        if len(seen) != len(tensor.metadata_props):
-            del tensor.metadata_props[:]
-            tensor.metadata_props.extend(
-                onnx.StringStringEntryProto(key=key, value=value) for key, value in seen.items()
-            )
+    put_back(proto, lost or Lost())
     return proto
 
 
@@ -89,8 +78,12 @@ def _read_in(model: ir.Model) -> Iterator[None]:
         for value in graph.initializers.values()
         if isinstance(value.const_value, ir.ExternalTensor)
     ]
-    for value, _ in held:
-        value.const_value = tensors.lazy_from(value, value.name or "", lambda array: array).const_value
+    for value, stored in held:
+        read = tensors.lazy_from(value, value.name or "", lambda array: array).const_value
+        assert read is not None
+        read.doc_string = stored.doc_string
+        read.metadata_props.update(stored.metadata_props)
+        value.const_value = read
     try:
         yield
     finally:
@@ -102,5 +95,5 @@ def like_source(legal: Legal) -> Any:
     """The model as the kind of object that came in; a path becomes an onnx.ModelProto here."""
     if legal.source.kind == "ir":
         return legal.model
-    proto = to_proto(legal.model, legal.source.sparse)
+    proto = to_proto(legal.model, legal.source.lost)
     return gs.from_proto(proto) if legal.source.kind == "graphsurgeon" else proto

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import onnx
 import onnx_ir as ir
+
+from fp8graph.graph.lost import Lost
 
 Kind = Literal["path", "proto", "ir", "graphsurgeon"]
 
@@ -16,14 +16,14 @@ Kind = Literal["path", "proto", "ir", "graphsurgeon"]
 @dataclass(frozen=True)
 class Source:
     """A model as it came. `model` is not to be edited; `original` is the caller's object; `path` where it is a file;
-    `external` are the files of its external data, `sparse` are initialisers that were sparse there."""
+    `external` are the files of its external data, `lost` is what onnx_ir does not hold."""
 
     model: ir.Model
     kind: Kind
     original: Any
     path: Path | None = None
     external: tuple[Path, ...] = ()
-    sparse: Mapping[str, onnx.SparseTensorProto] = field(default_factory=dict)
+    lost: Lost = field(default_factory=Lost)
 
 
 @dataclass(frozen=True)

@@ -221,6 +221,9 @@ def _graph(graph: onnx.GraphProto, outer: frozenset[str], constants: frozenset[s
             own[name] = f"written by {_say(node)}"
     visible = outer | own.keys()
     for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.UNDEFINED:
+                raise refused(f"{where}, {_say(node)}", f"its attribute '{attribute.name}' has no type")
         for name in filter(None, node.input):
             if name not in visible:
                 raise refused(f"{where}, {_say(node)}", f"it reads '{name}', which nothing produces")

@@ -34,9 +34,9 @@ from fp8graph.testing.errors import (
     PurityError,
     ValidityError,
 )
+from fp8graph.testing.exact import difference, outputs
 from fp8graph.testing.models import corpus, from_text, random_feeds
 from fp8graph.testing.prepare import Prepared, planned
-from fp8graph.testing.rewriting import difference, outputs
 
 __all__ = [
     "ContractError",

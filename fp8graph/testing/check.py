@@ -10,7 +10,7 @@ from fp8graph.core.passes import RewritePass, Stage
 from fp8graph.data.recipe import HighChoice
 from fp8graph.testing.errors import AnyPass
 from fp8graph.testing.looking import hold_unchanged
-from fp8graph.testing.models import corpus
+from fp8graph.testing.models import Feeds, corpus
 from fp8graph.testing.prepare import planned, situations
 from fp8graph.testing.rewriting import hold
 
@@ -21,6 +21,7 @@ def check_pass(
     *,
     highs: Sequence[HighChoice] = ("keep", "fp16", "bf16"),
     target: str = "reference",
+    feeds: Mapping[str, Sequence[Feeds]] | None = None,
 ) -> dict[str, int]:
     """Holds a pass to what its class promises, on each model. Raises ContractError for the first broken promise.
 
@@ -28,6 +29,7 @@ def check_pass(
     models   by name or in order, of any kind that `load` takes; None is `corpus()`
     highs    types asked for as high precision where a plan is needed
     target   the target that the plans are made for
+    feeds    inputs by the name of a model, for models that do not take `random_feeds`
 
     Returns the number of changes (of a rule: opinions; of a repair: adjustments) by model. Nothing but zeros means that
     nothing was tested.
@@ -42,10 +44,11 @@ def check_pass(
         raise UsageError("there is no model to check a pass on", code="FG113")
     done: dict[str, int] = {}
     for name, model in named.items():
+        own = tuple(feeds[name]) if feeds is not None and name in feeds else None
         if isinstance(made, RewritePass):
-            for label, prepared in situations(made, name, model, highs, target):
+            for label, prepared in situations(made, name, model, highs, target, own):
                 done[label] = hold(made, label, prepared)
         else:
-            prepared = planned(model, until=Stage.QUANTIZE, target=target)
+            prepared = planned(model, until=Stage.QUANTIZE, target=target, feeds=own)
             done[name] = hold_unchanged(made, name, prepared)
     return done

@@ -30,7 +30,7 @@ def corpus(folder: Path | str | None = None) -> dict[str, onnx.ModelProto]:
     found = {path.stem: path for place in places for path in sorted(place.glob("*.onnxtxt"))}
     if not found:
         raise UsageError(
-            "there are no *.onnxtxt models",
+            "there are no text models (*.onnxtxt)",
             where=str(folder or "fp8graph.testing"),
             why="" if folder is not None else "fp8graph's own lie in its source tree, not in its wheel",
             do="give models",

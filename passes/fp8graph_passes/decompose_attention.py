@@ -11,10 +11,10 @@ What it does   Where the target wants it (`decompose` in its table), and for one
                5. is_causal becomes Where(key <= query, ...) on two Ranges, which engines know for a causal mask; layers
                   of equal lengths share it.
                All else is left as it is, with a note.
-Why            Engines run the operator in half precision alone, whatever Q/DQ say, and TensorRT-RTX builds none in fp32.
+Why            Engines run the operator in half precision only, whatever Q/DQ say, and TensorRT-RTX builds none in fp32.
                Written out it fuses in fp16, fuses in FP8, and builds in fp32.
-Names          The last node takes over the output's name; keys are the operator's with `~scores`, `~softmax`, `~context`
-               and so on behind it.
+Names          The last node takes over the output's name; keys are the operator's with `~scores`, `~softmax`,
+               `~context` and so on behind it.
 Limits         Lengths that are open are taken to agree: of a mask and its keys, a mismatch is an error at run time.
 Codes          FG231 an Attention operator was left fused
 Exactness      approximate in one case: a row that is masked throughout gives the mean of V where the operator gives 0.
@@ -107,7 +107,9 @@ def _form(place: walk.Place) -> _Form | str:
         return "the head size is not known, and heads are to be repeated"
     scale = _number(node, "scale", 1 / math.sqrt(size) if size else 0.0)
     if not (scale > 0 and math.isfinite(scale)):
-        return "the head size, and so the scale, is not known" if "scale" not in node.attributes else f"scale is {scale}"
+        return (
+            "the head size, and so the scale, is not known" if "scale" not in node.attributes else f"scale is {scale}"
+        )
     assert q.dtype is not None
     return _Form(
         q, k, v, mask, q.dtype, joined, heads, max(repeats, 1), value_size, scale, bool(_number(node, "is_causal", 0))
@@ -130,7 +132,9 @@ def _obstacle(place: walk.Place, inputs: Sequence[ir.Value | None]) -> str:
     if any(_number(node, f"{side}_window_size", -1) >= 0 for side in ("left", "right")):
         return "it attends within a window"
     operands = (q, k, v)
-    if any(value is None or value.dtype not in _FLOATS or value.dtype != q.dtype for value in operands if q is not None):
+    if any(
+        value is None or value.dtype not in _FLOATS or value.dtype != q.dtype for value in operands if q is not None
+    ):
         return "Q, K and V are not of one float type"
     ranks = {len(value.shape) if value is not None and value.shape is not None else 0 for value in operands}
     if ranks not in ({3}, {4}):
@@ -278,7 +282,9 @@ class _Writing:
         else:
             axis = 1 if form.joined else 2
             shape = self._add("Shape", [value], f"{role}_shape", whole, start=axis, end=axis + 1)
-            end = self._add("Squeeze", [shape, self._integers([0], "first")], f"{role}_length", whole, shape=ir.Shape([]))
+            end = self._add(
+                "Squeeze", [shape, self._integers([0], "first")], f"{role}_length", whole, shape=ir.Shape([])
+            )
         return self._add("Range", [zero, end, one], f"{role}_positions", whole, shape=ir.Shape([size]))
 
     def _add(
@@ -292,9 +298,8 @@ class _Writing:
         **attributes: edit.AttributeValue,
     ) -> ir.Value:
         base = f"{self.node.outputs[0].name}_{role}"
-        node = edit.new_node(
-            op_type, inputs, self.names, output=base, shape=shape, dtype=dtype, attributes=attributes
-        )
+        node = edit.new_node(op_type, inputs, self.names, output=base, shape=shape, dtype=dtype, attributes=attributes)
+        node.name = self.names.fresh(f"{self.node.name}_{role}") if self.node.name else node.name
         # Where the exporter says that it comes from, but for its stack: some kilobytes with paths of the author's.
         said = {name: text for name, text in self.node.metadata_props.items() if not name.endswith("stack_trace")}
         node.metadata_props.update({**said, walk.KEY: f"{self.key}~{role}"})

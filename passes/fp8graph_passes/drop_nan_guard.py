@@ -1,7 +1,7 @@
 """Drop the guard against NaN behind attention's Softmax, or move it behind the second product.
 
-A row of scores that is -inf throughout makes Softmax yield NaN, and Where(IsNaN(p), 0, p) then makes it 0. With N the
-rows of NaN in P:   Where(IsNaN(P), 0, P) V = Where(IsNaN(P V), 0, P V),   for a row of P V is NaN where that of P is.
+A row of scores that is -inf throughout makes Softmax yield NaN, and Where(IsNaN(p), 0, p) then makes it 0. A row of
+P V is NaN where that of P is:   Where(IsNaN(P), 0, P) V = Where(IsNaN(P V), 0, P V).
 
 What it does   1. Where no score can be -inf (the mask's numbers are finite, and do not overflow in the sum), the guard
                   goes: it never fires.
@@ -41,13 +41,15 @@ class DropNanGuard(RewritePass):
     def rewrite(self, model: ir.Model, ctx: Context) -> int:
         """Each guard once, in bodies and functions, too."""
         names, changed = edit.Names(model), 0
+        # Up to opset 12 Softmax without an axis is over all axes from the second on.
+        axis = -1 if model.graph.opset_imports.get("", 13) > 12 else 1
         for place in list(walk.walk(model)):
             guard = _guard(place)
             if guard is None:
                 continue
             if bounds.finite(bounds.bounds(guard.softmax.inputs[0])) and not guard.output.is_graph_output():
                 _bypass(guard)
-            elif (product := guard.product()) is not None:
+            elif (product := guard.product(axis)) is not None:
                 _move(guard, product, names)
             else:
                 ctx.note("FG232", place.key, "the mask may hold -inf, and not one product alone reads what is guarded")
@@ -80,10 +82,12 @@ class _Guard:
     def output(self) -> ir.Value:
         return self.place.node.outputs[0]
 
-    def product(self) -> ir.Node | None:
-        """The product that the guard can move behind."""
-        tested = self.test.outputs[0]
-        if len(tested.uses()) != 1 or tested.is_graph_output():
+    def product(self, axis: int) -> ir.Node | None:
+        """The product that the guard can move behind; `axis` is Softmax's where it names none."""
+        tested, attribute = self.test.outputs[0], self.softmax.attributes.get("axis")
+        axis = attribute.as_int() if attribute is not None else axis
+        last = axis == -1 or (self.p.shape is not None and axis == len(self.p.shape) - 1)
+        if not last or len(tested.uses()) != 1 or tested.is_graph_output():
             return None
         found = _product(self.output)
         if found is None or (found.outputs[0].dtype != self.zero.dtype and not isinstance(self.zero.graph, ir.Graph)):
@@ -147,13 +151,12 @@ def _move(guard: _Guard, product: ir.Node, names: edit.Names) -> None:
     name = result.name
     edit.take_over(result, guarded, rename=True)
     result.name = names.fresh(f"{name}_unguarded")
-    if zero.dtype != result.dtype:
-        zero = _zero_like(zero, result, names)
-    for node, slot, value in ((test, 0, result), (place.node, 1, zero), (place.node, 2, result)):
+    fitting = zero if zero.dtype == result.dtype else _zero_like(zero, result, names)
+    for node, slot, value in ((test, 0, result), (place.node, 1, fitting), (place.node, 2, result)):
         edit.replace_input(node, slot, value)
     place.graph.remove([test, place.node])
     place.graph.insert_after(product, [test, place.node])
-    edit.drop_unused_initializer(guard.zero)
+    edit.drop_unused_initializer(zero)
 
 
 def _zero_like(zero: ir.Value, value: ir.Value, names: edit.Names) -> ir.Value:

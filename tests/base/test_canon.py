@@ -42,7 +42,7 @@ def test_canonical_json_has_sorted_keys_and_no_spaces(value, text):
 
 
 @given(JSON)
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 def test_both_spellings_read_back_as_what_was_written(value):
     assert json.loads(canonical(value)) == value
     assert json.loads(pretty(value)) == value
@@ -87,7 +87,7 @@ def test_a_float32_is_spelt_in_a_few_digits(value, text):
 
 
 @given(st.integers(0, 2**32 - 1))
-@settings(max_examples=2000, deadline=None, derandomize=True)
+@settings(max_examples=600, deadline=None, derandomize=True)
 def test_every_float32_comes_back_bit_for_bit(bits):
     value = struct.unpack("<f", struct.pack("<I", bits))[0]
     if not math.isfinite(value):
@@ -98,7 +98,7 @@ def test_every_float32_comes_back_bit_for_bit(bits):
 
 
 @given(st.floats(-LARGEST, LARGEST, allow_nan=False))
-@settings(max_examples=500, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None, derandomize=True)
 def test_a_double_becomes_the_nearest_float32(value):
     assert single(shortest_float32(value)) == single(value)
 

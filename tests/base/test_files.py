@@ -49,9 +49,14 @@ def test_new_files_have_the_rights_that_the_user_asked_for(tmp_path):
 def test_an_exception_leaves_what_was_there_before(tmp_path, error):
     write(tmp_path / "m.onnx", itself="old", data="old weights")
     before = contents(tmp_path)
-    with pytest.raises(type(error)), staged(tmp_path / "m.onnx") as folder:
-        (folder / "m.onnx").write_text("half")
-        raise error
+
+    def half() -> None:
+        with staged(tmp_path / "m.onnx") as folder:
+            (folder / "m.onnx").write_text("half")
+            raise error
+
+    with pytest.raises(type(error)):
+        half()
     assert contents(tmp_path) == before
 
 

@@ -83,9 +83,14 @@ class Listener:
 
 def test_a_stage_ends_on_failure_too():
     listener = Listener()
-    with pytest.raises(RuntimeError), stage(listener, "calibrating", 2, "samples") as progress:
-        progress.step()
-        raise RuntimeError
+
+    def work() -> None:
+        with stage(listener, "calibrating", 2, "samples") as progress:
+            progress.step()
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        work()
     assert listener.heard == ["start calibrating 2 samples", "step 1", "done"]
     with stage(SILENT, "calibrating") as progress:
         progress.step(3)

@@ -12,7 +12,8 @@ from fp8graph.core.planner import SOFTMAX_SCALE
 from fp8graph.numerics.ranges import Ranges, Stat
 from tests.small import feeds, model, plan_of, why
 
-HEAD = "(float[1,2,64,32] q, float[1,2,32,64] k, float[1,2,64,32] v, float[1,1,64,64] m, bool[1,1,64,64] b, float[1] w_a, float[1] w_c)"
+HEAD = """(float[1,2,64,32] q, float[1,2,32,64] k, float[1,2,64,32] v, float[1,1,64,64] m, bool[1,1,64,64] b,
+    float[1] w_a, float[1] w_c)"""
 FORMS = {
     "plain": "p = Softmax <axis = -1> (s)",
     "scaled": "d = Div(s, w_a) p = Softmax <axis = -1> (d)",
@@ -39,15 +40,17 @@ def written(form: str, after: str = "y = MatMul(p, v)") -> str:
 @pytest.mark.parametrize("after", AFTER)
 def test_attention_is_found_as_exporters_write_it(form, after):
     found = list(attention.find(ir.from_proto(model(written(FORMS[form], AFTER[after])))))
-    assert [(item.scores.outputs[0].name, item.softmax.outputs[0].name, item.context.outputs[0].name) for item in found] == [
-        ("s", "p", "y")
-    ]
+    assert [
+        (item.scores.outputs[0].name, item.softmax.outputs[0].name, item.context.outputs[0].name) for item in found
+    ] == [("s", "p", "y")]
     assert found[0].probability_slot == 0
 
 
 NOT = {
     "a softmax over classes": "(float[2,8] x, float[8,8] w) => (float[2,8] y) { s = MatMul(x, w) y = Softmax(s) }",
-    "a projection behind softmax": "(float[2,8] x, float[8,8] w) => (float[2,8] y) { s = MatMul(x, x) p = Softmax(s) y = MatMul(p, w) }",
+    "a projection behind softmax": """(float[8,8] x, float[8,8] w) => (float[8,8] y) {
+        s = MatMul(x, x) p = Softmax(s) y = MatMul(p, w)
+    }""",
     "a norm between": written("n = ReduceMax(s) d = Sub(n, n) p = Softmax <axis = -1> (d)"),
     "no product behind": written("p = Softmax <axis = -1> (s)", "y = Add(p, m)").replace("64,32] y", "64,64] y"),
 }
@@ -62,7 +65,7 @@ def test_the_probabilities_have_a_scale_of_their_own_without_data():
     plan = plan_of(model(written(FORMS["plain"])))
     scale = plan.ops["y"].inputs[0].scale
     assert (scale.origin, scale.rule, scale.value) == ("given", "softmax", SOFTMAX_SCALE)
-    assert SOFTMAX_SCALE == float(np.float32(1) / np.float32(448))
+    assert float(np.float32(1) / np.float32(448)) == SOFTMAX_SCALE
     assert plan.ops["y"].inputs[1].scale.origin == "observed"
     assert {op.group for op in plan.ops.values()} == {"attention p"}
 
@@ -94,10 +97,13 @@ def test_data_that_keeps_one_product_keeps_both(lost, other, code):
 
 
 def test_two_attentions_are_two_groups():
-    text = HEAD + """ => (float[1,2,64,32] y, float[1,2,64,32] z) {
+    text = (
+        HEAD
+        + """ => (float[1,2,64,32] y, float[1,2,64,32] z) {
         s = MatMul(q, k) p = Softmax <axis = -1> (s) y = MatMul(p, v)
         t = MatMul(v, k) r = Softmax <axis = -1> (t) z = MatMul(r, q)
     }"""
+    )
     plan = plan_of(model(text), nodes_to_exclude=["s"])
     assert [why(plan, key)[0] for key in "sytz"] == ["keep", "keep", "quantize", "quantize"]
     assert plan.ops["s"].group != plan.ops["t"].group

@@ -37,26 +37,38 @@ def test_a_good_model_gives_no_finding():
     assert found(pair("e = Identity(d)", "v = Identity(u)", "e", "v")) == []
 
 
+DOUBLE = pair("e = Cast <to = 11> (d)", "v = Cast <to = 11> (u)", "e", "v").replace(
+    "(float[2,16] y)", "(double[2,16] y)"
+)
+RELU_ON_WEIGHT = pair("e = Relu(d)", "v = Relu(x) o = Transpose(v)", "e", "o").replace("float[2,16] y", "float[2,2] y")
+COMPUTED = """f = ReduceMax <keepdims = 0> (x)
+    g = QuantizeLinear <output_dtype = 17> (x, f)
+    h = DequantizeLinear (g, f)"""
+RANK_1 = pair().replace("float w_s", "float[1] w_s")
+ZERO_POINT = pair().replace("d = DequantizeLinear (q, w_s)", "d = DequantizeLinear (q, w_s, w_z)")
+ONE_INFINITE = np.where(np.arange(16) == 3, np.inf, 0.5)
+BOTH_SCALES = [("FG310", "error", "q"), ("FG310", "error", "d")]
+
+
 @pytest.mark.parametrize(
     ("text", "weights", "wanted"),
     [
         (pair(left="x"), {}, [("FG305", "warning", "y")]),
         (pair("e = Relu(d)", left="e"), {}, [("FG306", "warning", "y")]),
         (pair("e = Relu(d)", "v = Relu(u)", "e", "v"), {}, [("FG306", "warning", "y")] * 2),
-        (pair("e = Relu(d)", "v = Relu(x) o = Transpose(v)", "e", "o").replace("float[2,16] y", "float[2,2] y"), {}, []),
+        (RELU_ON_WEIGHT, {}, []),
         (pair("e = Softmax(d)", left="e"), {}, [("FG306", "warning", "y")]),
-        (pair("e = Cast <to = 11> (d)", "v = Cast <to = 11> (u)", "e", "v").replace("(float[2,16] y)", "(double[2,16] y)"), {}, [("FG312", "warning", "y")] * 2),
-        (pair(), {"w_s": 0.0}, [("FG310", "error", "q"), ("FG310", "error", "d")]),
-        (pair(), {"w_s": -0.5}, [("FG310", "error", "q"), ("FG310", "error", "d")]),
-        (pair(), {"w_s": np.nan}, [("FG310", "error", "q"), ("FG310", "error", "d")]),
-        (pair(), {"w_t": np.where(np.arange(16) == 3, np.inf, 0.5)}, [("FG310", "error", "u")]),
-        (pair().replace("float w_s", "float[1] w_s"), {"w_s": [0.5]}, [("FG307", "warning", "q"), ("FG307", "warning", "d")]),
-        (pair("f = ReduceMax <keepdims = 0> (x) g = QuantizeLinear <output_dtype = 17> (x, f) h = DequantizeLinear (g, f)", left="h"),
-         {}, [("FG307", "warning", "g"), ("FG307", "warning", "h")]),
-        (pair().replace("d = DequantizeLinear (q, w_s)", "d = DequantizeLinear (q, w_s, w_z)"), {"w_z": 1.0}, [("FG309", "error", "d")]),
-        (pair().replace("d = DequantizeLinear (q, w_s)", "d = DequantizeLinear (q, w_s, w_z)"), {"w_z": 0.0}, []),
+        (DOUBLE, {}, [("FG312", "warning", "y")] * 2),
+        (pair(), {"w_s": 0.0}, BOTH_SCALES),
+        (pair(), {"w_s": -0.5}, BOTH_SCALES),
+        (pair(), {"w_s": np.nan}, BOTH_SCALES),
+        (pair(), {"w_t": ONE_INFINITE}, [("FG310", "error", "u")]),
+        (RANK_1, {"w_s": [0.5]}, [("FG307", "warning", "q"), ("FG307", "warning", "d")]),
+        (pair(COMPUTED, left="h"), {}, [("FG307", "warning", "g"), ("FG307", "warning", "h")]),
+        (ZERO_POINT, {"w_z": 1.0}, [("FG309", "error", "d")]),
+        (ZERO_POINT, {"w_z": 0.0}, []),
     ],
-)  # fmt: skip
+)
 def test_what_a_target_rejects_or_drops_is_found(text, weights, wanted):
     assert found(text, **weights) == wanted
 

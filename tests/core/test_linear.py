@@ -21,7 +21,10 @@ def chain(ops: int) -> onnx.ModelProto:
         value = f"v{index}"
         nodes.append(onnx.helper.make_node(kind, inputs, [value], name=f"node{index}"))
     info = [onnx.helper.make_tensor_value_info(name, 1, [1, 16]) for name in ("x", value)]
-    weights = [onnx.helper.make_tensor(name, 1, dims, [0.01] * (16 * dims[0])) for name, dims in (("w", [16, 16]), ("b", [1, 16]))]
+    weights = [
+        onnx.helper.make_tensor(name, 1, dims, [0.01] * (16 * dims[0]))
+        for name, dims in (("w", [16, 16]), ("b", [1, 16]))
+    ]
     graph = onnx.helper.make_graph(nodes, "chain", info[:1], info[1:], weights)
     return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
 

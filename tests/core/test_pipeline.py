@@ -186,7 +186,13 @@ def recording(stage: Stage, name: str, seen: list[str]) -> RewritePass:
 
 def test_stages_run_in_order_and_passes_of_one_stage_keep_theirs():
     seen: list[str] = []
-    wanted = [(Stage.CLEAN, "a"), (Stage.NORMALIZE, "b"), (Stage.FOLD, "c"), (Stage.NORMALIZE, "d"), (Stage.LEGALIZE, "e")]
+    wanted = [
+        (Stage.CLEAN, "a"),
+        (Stage.NORMALIZE, "b"),
+        (Stage.FOLD, "c"),
+        (Stage.NORMALIZE, "d"),
+        (Stage.LEGALIZE, "e"),
+    ]
     Pipeline([recording(stage, name, seen) for stage, name in wanted])(model(TEXT))
     assert seen == ["b", "d", "c", "e", "a"]
 
@@ -211,8 +217,11 @@ def test_what_is_no_pass_is_refused():
 def test_a_pipeline_on_data_of_its_own_computes_the_same():
     from fp8graph.runners.onnxruntime import OnnxRuntime
 
-    text = "(float[1,3,8,8] x, float[8,3,3,3] w, float[8] w_s, float[8] w_b, float[8] w_m, float[8] w_v) => (float[1,8,6,6] y) {"
-    text += " h = Conv(x, w) y = BatchNormalization(h, w_s, w_b, w_m, w_v) }"
+    text = """(float[1,3,8,8] x, float[8,3,3,3] w, float[8] w_s, float[8] w_b, float[8] w_m, float[8] w_v)
+        => (float[1,8,6,6] y) {
+            h = Conv(x, w)
+            y = BatchNormalization(h, w_s, w_b, w_m, w_v)
+        }"""
     proto = model(text, w_v=np.linspace(0.5, 2, 8))
     made = Pipeline(["fold-batchnorm"])(proto)
     assert [node.op_type for node in made.graph.node] == ["Conv"]

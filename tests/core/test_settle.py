@@ -102,7 +102,9 @@ def test_65504_is_held_by_fp16():
     assert {op.high for op in plan.ops.values()} == {"fp16"} and notes == []
 
 
-@pytest.mark.parametrize(("value", "says"), [(7e4, "reaches 7e+04"), (1e-9, "would become zero"), (-7e4, "reaches 7e+04")])
+@pytest.mark.parametrize(
+    ("value", "says"), [(7e4, "reaches 7e+04"), (1e-9, "would become zero"), (-7e4, "reaches 7e+04")]
+)
 def test_a_constant_that_fp16_cannot_hold_keeps_its_op_in_fp32(value, says):
     ranges = seen(x=1.0, h=1.0, r=1.0, t=1.0, y=1.0)
     plan, notes = settled(WIDE, ranges, weights={"w_s": np.array([value])}, **FP16)

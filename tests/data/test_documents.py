@@ -142,10 +142,13 @@ def test_no_single_damage_is_a_traceback(kind):
     for path in places(tree):
         for change in WRONG:
             damaged = mutated(tree, path, change)
+            refusal = None
             try:
                 found = read(damaged, "f.json")
             except InputError as error:
-                assert error.code == "FG111" and error.where == "f.json" and error.what
+                refusal = error
+            if refusal is not None:
+                assert refusal.code == "FG111" and refusal.where == "f.json" and refusal.what
                 continue
             accepted += 1
             spelt = pretty(found.to_json())  # what was accepted is sound: it can be written, and read again
@@ -191,7 +194,7 @@ JSON = st.recursive(
 
 @every_kind
 @given(tree=JSON)
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 def test_any_json_is_read_or_refused(kind, tree):
     if isinstance(tree, dict):
         tree["schema"] = f"fp8graph.{kind}/1"

@@ -48,7 +48,9 @@ SAID = [
     ("MyelinCheckException: graph_jit.cpp:278: CHECK(status == CUDA_SUCCESS) failed.", 4),
     ("Failed attempt to rename a layer from (Unnamed Layer* 11) to q as the new name is already in use.", 4),
     ("Plugin not found, are the plugin name, version, and namespace correct?", 4),
+    ("Assertion failed: (ctx->tensors().count(inputName)): Node input was not registered.", 4),
     ("Failed to sort the model topologically.", 4),
+    ("ONNX graph contains nested structures that exceed the maximum allowed by TensorRT!", 4),
 ]
 
 
@@ -84,8 +86,9 @@ def test_names_in_messages_are_looked_up_in_the_model(model, text: str, where: s
     assert where in explain("tensorrt-rtx", "m.onnx", {"errors": [], "log": [text]}, model).where
 
 
-def test_the_parser_names_the_node(model):
-    said = {"errors": [{"text": "false", "node": "q", "op_type": "QLinearMatMul"}], "log": []}
+@pytest.mark.parametrize("text", ["false", "", "Invalid Node - q"])
+def test_the_parser_names_the_node(model, text: str):
+    said = {"errors": [{"text": text, "node": "q", "op_type": "QLinearMatMul"}], "log": []}
     error = explain("tensorrt-rtx", "m.onnx", said, model)
     assert error.where == "m.onnx, node 'q' (QLinearMatMul)"
     assert error.why == "the parser does not import this form of QLinearMatMul"

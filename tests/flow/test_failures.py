@@ -12,6 +12,7 @@ import pytest
 
 import fp8graph
 from fp8graph.base.errors import BackendError, InputError, UsageError
+from fp8graph.data.plan import Profile
 from fp8graph.flow import job
 from fp8graph.graph import save as saving
 from tests.small import contents, feeds, model, refused
@@ -73,6 +74,31 @@ def test_a_call_that_fails_says_whose_turn_it_is_and_leaves_nothing(folder, monk
     assert contents(folder) == before and not list(folder.glob(".*"))
 
 
+@pytest.mark.parametrize(
+    ("shapes", "code", "says"),
+    [
+        ({"z": Profile((1, 8), (1, 8), (1, 8))}, "FG101", "known: x"),
+        ({"x": Profile((1,), (1,), (1,))}, "FG100", "the model says nx8"),
+        ({"x": Profile((1, 8), (1, 8), (1, 9))}, "FG100", "cannot have the shape 1x9"),
+    ],
+)
+def test_shapes_that_do_not_fit_the_model_are_a_wrong_call(folder, shapes, code, says):
+    with refused(UsageError, code, "--shapes", says):
+        fp8graph.optimize(folder / "m.onnx", shapes=shapes, plan_only=True)
+    fine = {"x": Profile((1, 8), (2, 8), (4, 8))}
+    assert fp8graph.optimize(folder / "m.onnx", shapes=fine, plan_only=True).plan.shapes == fine
+
+
+def test_the_models_own_data_file_is_an_input_too(tmp_path):
+    proto = model("(float[2,64] x, float[64,64] w) => (float[2,64] y) { y = MatMul(x, w) }")
+    onnx.save(proto, str(tmp_path / "m.onnx"), save_as_external_data=True, location="o.onnx.data", size_threshold=64)
+    before = contents(tmp_path)
+    for output in ("o.onnx", "o.onnx.data"):
+        with refused(UsageError, "FG103", "o.onnx.data"):
+            fp8graph.optimize(tmp_path / "m.onnx", data=feeds(proto), output=tmp_path / output, force=True)
+        assert contents(tmp_path) == before
+
+
 def full(*_: Any, **__: Any) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -91,7 +117,9 @@ class Stop(BaseException):
 
 
 @pytest.mark.parametrize("stage", ["profiles", "collect", "settle", "save", "compare_outputs"])
-@pytest.mark.parametrize("error", [Stop, KeyboardInterrupt, MemoryError, BackendError("the runtime broke", code="FG133")])
+@pytest.mark.parametrize(
+    "error", [Stop, KeyboardInterrupt, MemoryError, BackendError("the runtime broke", code="FG133")]
+)
 def test_a_failure_in_any_stage_leaves_no_output(folder, monkeypatch, stage, error):
     def fail(*_: Any, **__: Any) -> None:
         raise error

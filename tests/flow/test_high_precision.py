@@ -1,4 +1,4 @@
-"""The type around FP8: what is asked for is there, where a type cannot hold a value it says so, and numbers stay near."""
+"""The type around FP8: what is asked for is there, what a type cannot hold is said, and numbers stay near."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ from tests.small import feeds, model
 
 ONNX_TYPES = {"fp32": onnx.TensorProto.FLOAT, "fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
 # Measured 27.2 / 27.1 / 25.3 and 33.3 / 33.2 / 30 dB (onnxruntime 1.31, x86-64, 2026-11).
-FLOOR_DB = {("cnn", "fp32"): 26, ("cnn", "fp16"): 26, ("cnn", "bf16"): 23, ("vit", "fp32"): 32, ("vit", "fp16"): 32, ("vit", "bf16"): 26}  # fmt: skip
+FLOOR_DB = {
+    ("cnn", "fp32"): 26,
+    ("cnn", "fp16"): 26,
+    ("cnn", "bf16"): 23,
+    ("vit", "fp32"): 32,
+    ("vit", "fp16"): 32,
+    ("vit", "bf16"): 26,
+}
 
 
 @pytest.fixture(scope="module", params=["fp16", "bf16", "fp32"])
@@ -25,7 +32,7 @@ def typed(request, sample, calibration, tmp_path_factory):
 
 
 def test_products_yield_the_type_that_was_asked_for(typed):
-    sample, kind, out, done = typed
+    _, kind, out, done = typed
     proto = onnx.shape_inference.infer_shapes(onnx.load(str(out)), data_prop=True)
     types = {value.name: value.type.tensor_type.elem_type for value in (*proto.graph.value_info, *proto.graph.output)}
     products = [node for node in proto.graph.node if node.op_type in ("Conv", "MatMul", "Gemm")]
@@ -61,7 +68,7 @@ def test_the_file_loads_in_onnx_runtime_and_keeps_its_accuracy(typed, digits):
 
 
 def test_weights_and_scales_are_small_and_exact(typed):
-    _, kind, out, done = typed
+    _, kind, out, _ = typed
     tensors = {tensor.name: tensor for tensor in onnx.load(str(out)).graph.initializer}
     assert {t.data_type for name, t in tensors.items() if name.endswith("_scale")} == {onnx.TensorProto.FLOAT}
     floats = {t.data_type for name, t in tensors.items() if "_scale" not in name}
@@ -83,7 +90,9 @@ def test_an_op_that_overflows_fp16_stays_in_fp32_and_the_numbers_are_right():
 
 
 def test_bf16_holds_what_fp16_does_not():
-    text = "(float[2,32] x, float[32,32] w, float[1] w_big) => (float[2,32] y) { h = MatMul(x, w) b = Mul(h, w_big) y = Div(b, w_big) }"
+    text = """(float[2,32] x, float[32,32] w, float[1] w_big) => (float[2,32] y) {
+        h = MatMul(x, w)  b = Mul(h, w_big)  y = Div(b, w_big)
+    }"""
     proto = model(text, w_big=np.array([1e6]))
     done = fp8graph.optimize(proto, data=feeds(proto), high_precision_dtype="bf16")
     assert {op.high for op in done.plan.ops.values()} == {"bf16"}

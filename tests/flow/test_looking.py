@@ -15,7 +15,11 @@ import fp8graph
 from fp8graph.base.errors import InputError, UsageError
 from tests.small import contents, feeds, model, refused
 
-TEXT = "(float[n,8] x, float[8,8] w) => (float[n,8] y, int64[n] i, string[1] s) { y = MatMul(x, w) i = ArgMax <axis = 1, keepdims = 0> (y) s = Constant <value_strings = [\"a\"]> () }"
+TEXT = """(float[n,8] x, float[8,8] w) => (float[n,8] y, int64[n] i, string[1] s) {
+    y = MatMul(x, w)
+    i = ArgMax <axis = 1, keepdims = 0> (y)
+    s = Constant <value_strings = ["a"]> ()
+}"""
 
 
 def test_a_model_compared_with_itself_is_equal():
@@ -45,7 +49,10 @@ def test_the_comparison_of_a_result_is_that_which_optimize_told(made, calibratio
 
 def test_outputs_that_differ_in_shape_type_or_name_are_problems():
     one = model("(float[2,8] x) => (float[2,8] y, float[2,8] z, float[2,8] t) { y = Relu(x) z = Neg(x) t = Abs(x) }")
-    other = model("(float[2,8] x) => (float[8,2] y, float[2,8] z, double[2,8] t) { y = Transpose(x) z = Neg(x) t = Cast <to = 11> (x) }")
+    text = """(float[2,8] x) => (float[8,2] y, float[2,8] z, double[2,8] t) {
+        y = Transpose(x)  z = Neg(x)  t = Cast <to = 11> (x)
+    }"""
+    other = model(text)
     found = fp8graph.compare(one, other, data=feeds(one, 2))
     assert sorted(found.problems) == [
         "the output 't' is float64[2, 8], it was float32[2, 8]",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from pathlib import Path
@@ -29,6 +30,7 @@ def session(path: Path) -> onnxruntime.InferenceSession:
     )
 
 
+@functools.cache
 def accuracy(path: Path, heldout: Path) -> float:
     """Share of held-out images (0..1) that the model names rightly."""
     data = np.load(heldout)
@@ -63,7 +65,9 @@ def test_the_file_holds_what_the_plan_says(made):
         node for node in graph.node if node.op_type in ("Conv", "Gemm", "MatMul") and all(map(in_fp8, node.input[:2]))
     ]
     assert len(full) == PLANNED[made.name]
-    assert len(codes) == sum(1 for _, op in made.done.plan.quantized() for q in op.inputs.values() if q.scale.origin == "computed")
+    assert len(codes) == sum(
+        1 for _, op in made.done.plan.quantized() for q in op.inputs.values() if q.scale.origin == "computed"
+    )
 
 
 def test_exactly_two_files_are_written_and_they_are_those_listed(made):
@@ -150,7 +154,9 @@ def test_nothing_to_quantize_is_status_1_with_reasons_and_no_file(tmp_path):
 
 
 def test_the_most_frequent_reasons_come_first():
-    text = "(float[2,8] x, float[8,8] w) => (float[2,8] y) { a = MatMul(x, w) b = MatMul(a, w) c = Relu(b) y = Add(b, c) }"
+    text = (
+        "(float[2,8] x, float[8,8] w) => (float[2,8] y) { a = MatMul(x, w) b = MatMul(a, w) c = Relu(b) y = Add(b, c) }"
+    )
     with pytest.raises(fp8graph.UnmetError) as raised:
         fp8graph.optimize(model(text), op_types_to_exclude=["MatMul"])
     assert raised.value.why.startswith("2x MatMul was excluded (FG203); 1x")

@@ -26,9 +26,9 @@ fp8graph.optimize(model, output=output, target="tensorrt-rtx:sm89", data=data)
 """
 
 
-@pytest.mark.parametrize(("seed", "threads"), [("1", "1"), ("77", "4")])
-def test_the_same_bytes_in_another_process_whatever_hash_seed_and_threads(tmp_path, made, calibration, seed, threads):
-    environment = {**os.environ, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": threads}
+@pytest.mark.parametrize("threads", ["1", pytest.param("4", marks=pytest.mark.slow)])
+def test_the_same_bytes_in_another_process_whatever_hash_seed_and_threads(tmp_path, made, calibration, threads):
+    environment = {**os.environ, "PYTHONHASHSEED": threads, "OMP_NUM_THREADS": threads}
     out = tmp_path / "out.onnx"
     subprocess.run(
         [sys.executable, "-c", CHILD, str(made.source), str(out), str(calibration)], env=environment, check=True
@@ -77,11 +77,15 @@ def test_ranges_of_another_model_are_refused(tmp_path, digits, calibration):
 
 @pytest.mark.parametrize("where", ["inside", "beside"])
 def test_ranges_bind_to_the_weights_wherever_they_lie(tmp_path, where):
-    text = "(float[2,64] x, float[64,64] w, float[64,64] w_b) => (float[2,64] y) { h = MatMul(x, w) y = MatMul(h, w_b) }"
+    text = (
+        "(float[2,64] x, float[64,64] w, float[64,64] w_b) => (float[2,64] y) { h = MatMul(x, w) y = MatMul(h, w_b) }"
+    )
     for seed in (1, 2):
         (tmp_path / str(seed)).mkdir()
         path = tmp_path / str(seed) / "m.onnx"
-        onnx.save(model(text, seed=seed), str(path), save_as_external_data=where == "beside", size_threshold=64, location="w")
+        onnx.save(
+            model(text, seed=seed), str(path), save_as_external_data=where == "beside", size_threshold=64, location="w"
+        )
     one, other = tmp_path / "1" / "m.onnx", tmp_path / "2" / "m.onnx"
     ranges = fp8graph.calibrate(one, data=feeds(model(text))).ranges
     assert fp8graph.optimize(one, ranges=ranges, plan_only=True).plan.settled
@@ -130,7 +134,10 @@ BASE = "(float[2,8] x, float[8,8] w) => (float[2,8] y) { h = Relu(x) y = MatMul(
     ("text", "says"),
     [
         (BASE.replace("h = Relu(x)", "g = Relu(x) h = Relu(g)"), "the model has an op 'g', the plan has none"),
-        (BASE.replace("h = Relu(x) y = MatMul(h, w)", "y = MatMul(x, w)"), "the plan has an op 'h', the model has none"),
+        (
+            BASE.replace("h = Relu(x) y = MatMul(h, w)", "y = MatMul(x, w)"),
+            "the plan has an op 'h', the model has none",
+        ),
         (BASE.replace("[2,8]", "[4,8]"), "shapes or attributes differ"),
         (BASE.replace("Relu", "Sigmoid"), "differ"),
     ],
@@ -196,13 +203,19 @@ def test_a_plan_edited_by_hand_is_carried_out_as_it_says(tmp_path, made):
         (lambda d: d.update(structure="sha256:0"), "FG110"),
         (lambda d: d.update(schema="fp8graph.plan/2"), "FG111"),
         (lambda d: d.pop("ops"), "FG111"),
-        (lambda d: next(op for op in d["ops"].values() if "inputs" in op)["inputs"]["0"].update(format="e9m9"), "FG111"),
-        (lambda d: next(op for op in d["ops"].values() if "inputs" in op)["inputs"].update({"7": next(
-            op for op in d["ops"].values() if "inputs" in op)["inputs"]["0"]}), "FG110"),
-        (lambda d: next(op for op in d["ops"].values() if "inputs" in op)["inputs"]["1"].update(
-            granularity={"blocks": [[9, 1]]}), "FG111"),
+        (lambda d: d["ops"]["y"]["inputs"]["0"].update(format="e9m9"), "FG111"),
+        (lambda d: d["ops"]["y"]["inputs"].update({"7": d["ops"]["y"]["inputs"]["0"]}), "FG110"),
+        (lambda d: d["ops"]["y"]["inputs"].update({"-1": d["ops"]["y"]["inputs"]["0"]}), "FG110"),
+        (lambda d: d["ops"]["y"]["inputs"]["1"].update(granularity={"blocks": [[9, 1]]}), "FG110"),
+        (lambda d: d["ops"]["y"]["inputs"]["0"].update(granularity={"blocks": [[1, 1]]}), "FG110"),
+        (lambda d: d["ops"]["y"]["inputs"]["0"]["scale"].update(value=-1.0), "FG111"),
+        (lambda d: d.update(target="none"), "FG111"),
+        (lambda d: d.update(target="tensorrt-rtx:sm86"), "FG111"),
+        (lambda d: d.update(recipe={}), "FG111"),
+        (lambda d: d["asked"].update(passes=5), "FG111"),
+        (lambda d: d["asked"].update(high_precision_dtype="fp64"), "FG111"),
     ],
-)  # fmt: skip
+)
 def test_a_plan_that_was_damaged_is_refused_with_status_3(tmp_path, change, code):
     proto = model(BASE)
     plan = fp8graph.optimize(proto, data=feeds(proto)).plan
@@ -211,7 +224,7 @@ def test_a_plan_that_was_damaged_is_refused_with_status_3(tmp_path, change, code
     (tmp_path / "p.json").write_text(json.dumps(document))
     with pytest.raises(InputError) as raised:
         fp8graph.optimize(proto, plan=tmp_path / "p.json", output=tmp_path / "out.onnx")
-    assert raised.value.code in (code, "FG110") and set(contents(tmp_path)) == {"p.json"}
+    assert raised.value.code == code and set(contents(tmp_path)) == {"p.json"}
 
 
 def test_a_plan_of_no_file_is_refused(tmp_path, digits):

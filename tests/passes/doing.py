@@ -102,7 +102,6 @@ def planned_run(item: RewritePass, model: Any, **how: Any) -> Done:
 def opinions(rule: PlanRule, model: Any, **how: Any) -> dict[str, tuple[str, str]]:
     """What a rule says about each op of the normalized model that it has an opinion on: what to do, and the code."""
     prepared = planned(model, until=Stage.QUANTIZE, **how)
-    assert prepared.facts is not None
     found = {}
     for place in walk.walk(prepared.model):
         opinion = rule.decide(OpView(place, prepared.facts, half=False), prepared.ctx)

@@ -36,8 +36,8 @@ def test_all_passes_together_yield_valid_onnx_that_computes_nearly_the_same(name
         assert after[output].dtype == array.dtype
         old, new = array.astype(np.float64), after[output].astype(np.float64)
         noise = ((old - new) ** 2).sum()
-        # two products in FP8 behind each other leave some 25 dB; attention on random numbers is worst
-        assert noise == 0 or 10 * np.log10((old**2).sum() / noise) > 15
+        # two products in FP8 behind each other leave some 25 dB; one attention behind another is worst
+        assert noise == 0 or 10 * np.log10((old**2).sum() / noise) > 12
 
 
 def test_every_pass_file_has_a_twin():

@@ -35,13 +35,14 @@ def test_an_op_on_constants_becomes_an_initializer_of_its_outputs_name():
 
 
 def test_dequantization_of_constants_is_left_alone():
-    text = """(float[2,4] x, float[4,4] w) => (float[2,4] y) <float s = {0.5}> {
-        q = QuantizeLinear <output_dtype = 17> (w, s)
-        d = DequantizeLinear(q, s)
+    text = """(float[2,4] x, float[4,4] w) => (float[2,4] y) <float s = {0.5}, float two = {2}> {
+        t = Mul(s, two)
+        q = QuantizeLinear <output_dtype = 17> (w, t)
+        d = DequantizeLinear(q, t)
         y = MatMul(x, d)
     }"""
     done = run(FoldConstants(), model(text))
-    assert done.count == 0
+    assert done.count == 1
     assert (done.kinds["QuantizeLinear"], done.kinds["DequantizeLinear"]) == (1, 1)
 
 

@@ -53,6 +53,7 @@ NOT = {
         """(float[2,8,8,8] x, float[3,8,1,1] w, float[4,3,3,3] w_c) => (float[2,4,6,6] c) {
             a = Conv(x, w) c = Conv(a, w_c) }"""
     ),
+    "it reads a constant": model("(float[4,3,3,3] k, float[2,3,8,8] w) => (float[2,4,6,6] c) { c = Conv(w, k) }"),
     "it is no Conv": model("(float[2,3] x, float[3,4] w) => (float[2,4] c) { c = MatMul(x, w) }"),
 }
 

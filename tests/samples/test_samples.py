@@ -60,7 +60,7 @@ def no_builder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # The demo
 
-MEASURED = ("fp8graph", "accuracy", "output", "engine")  # depends on the version, or on the processor
+MEASURED = ("fp8graph", "accuracy", "output", "file", "engine")  # depends on versions, or on the processor
 
 
 def plain(text: str) -> list[str]:

@@ -167,13 +167,13 @@ CODES = (
         "way.",
         "Engines run the fused operator in half precision only: its products are not in FP8, and in a model of fp32 "
         "TensorRT-RTX cannot build it.",
-        "Export the model at opset 22 or below, or without what the text names (a cache inside of the operator, softcap).",
+        "Export the model at opset 22 or below, or without what the text names (a cache in the operator, softcap).",
     ),
     Code(
         "FG232",
         "a guard against NaN was left behind Softmax",
-        "Where(IsNaN(p), 0, p) stands between Softmax and the second product, rows of -inf may need it, and it could not "
-        "be moved behind the product.",
+        "Where(IsNaN(p), 0, p) stands between Softmax and the second product, rows of -inf may need it, and it could "
+        "not be moved behind the product.",
         "With the guard in between, an engine does not fuse attention in FP8, though it does in fp16.",
         "Export with a mask of large negative numbers in place of -inf; or --attention off.",
     ),

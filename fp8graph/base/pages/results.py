@@ -38,7 +38,7 @@ CODES = (
         "FG503",
         "two witnesses disagree",
         "The engine's program and its layer information say different things about an operator.",
-        "One of them is read wrongly; the verdict is the worse of the two.",
+        "One of them is read wrongly, so the verdict is `unknown`, which is no success.",
         "Report it with the attestation document.",
     ),
     Code(
