@@ -38,14 +38,14 @@ def collect(
     """Runs the samples once and returns the range of each tensor of `needs` (scope and name), and of float outputs.
 
     One intra-op thread computes each feed, so the numbers do not depend on load or thread count; ranges merge
-    exactly, so they do not depend on the order either. Tensors that no sample computes are missing in the result, or
-    have a count of 0.
+    exactly, so they do not depend on the order either. Tensors that no sample computes have a count of 0: what is
+    missing in the result was not asked for.
     """
     floats = [
         v.name for v in model.model.graph.outputs if isinstance(v.type, ir.TensorType) and v.dtype in _FLOATS and v.name
     ]
     view = _View(model.model, list(dict.fromkeys([*needs, *floats])), source, samples.label, libraries)
-    ranges = Ranges(source=source, data=samples.label)
+    ranges = Ranges(source=source, data=samples.label, values=dict.fromkeys(needs, Stat()))
     with stage(progress, "calibrating", samples.count, "samples"), ThreadPoolExecutor(_WORKERS) as pool:
         for part in _in_order(pool, view, samples):
             ranges = ranges.merge(part)

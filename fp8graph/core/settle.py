@@ -121,6 +121,8 @@ def _range_text(name: str, ranges: Ranges) -> str:
         return ""
     if stat.nonfinite or stat.amax is None:
         return f"'{name}' holds an infinity or a NaN"
+    if 0 < stat.amax < FP16_TINY:
+        return f"'{name}' reaches no more than {stat.amax:.4g} and would become zero in fp16"
     return f"'{name}' reaches {stat.amax:.4g}, fp16 ends at {FP16_MAX:.0f}" if stat.amax > FP16_MAX else ""
 
 

@@ -20,6 +20,7 @@ from fp8graph.compare.default import try_default
 from fp8graph.compare.outputs import compare_outputs
 from fp8graph.core import registry, repairing, stages
 from fp8graph.core.context import Context
+from fp8graph.core.facts import Facts
 from fp8graph.core.options import Options
 from fp8graph.core.passes import PlanRule, Repair, RewritePass, pass_name
 from fp8graph.core.pipeline import Pipeline
@@ -100,6 +101,7 @@ class Job:
         self.feeds: Samples | None = None
         self.clock = Clock()
         self.default: DefaultSession | None = None
+        self._facts: tuple[Shapes, Facts] | None = None
 
     def open(
         self,
@@ -179,16 +181,22 @@ class Job:
             if self.given is not None:
                 return stages.fits(self.given, self.normalized)
             shapes = self.shapes or {}
-            facts = stages.facts_for(self.normalized, shapes)
+            facts = self._facts_for(shapes)
             plan = make_plan(self.normalized, self.rules, self.ctx, self.options, shapes, facts)
             return replace(plan, asked={**plan.asked, **self.extra})
+
+    def _facts_for(self, shapes: Shapes) -> Facts:
+        """Facts of the normalized model, inferred once for the same shapes."""
+        if self._facts is None or self._facts[0] != shapes:
+            self._facts = shapes, stages.facts_for(self.normalized, shapes)
+        return self._facts[1]
 
     def wanted(self, plan: Plan) -> list[str]:
         """Tensors to observe: those that the plan needs, and, while it needs any, those that repairs do."""
         own = needs(plan, self.normalized.model)
         if not own or not self.repairs:
             return own
-        facts = stages.facts_for(self.normalized, plan.shapes)
+        facts = self._facts_for(plan.shapes)
         return list(dict.fromkeys([*own, *repairing.needs(plan, self.normalized, self.repairs, facts)]))
 
     def settled_plan(self, ranges: Ranges | str | Path | None, *, plan_only: bool) -> Plan:
@@ -200,6 +208,15 @@ class Job:
         wanted = self.wanted(plan)
         if not wanted:
             return plan if self.given is not None and self.given.settled else self.repaired(plan)
+        lacking = [name for name in wanted if seen is not None and name not in seen.values]
+        if lacking:
+            raise UsageError(
+                "the ranges lack tensors that this plan needs",
+                where=f"{len(lacking)} of {len(wanted)} tensors, first: {lacking[0]}",
+                why="they were observed for another recipe, target or high-precision type",
+                do="give --data, or observe anew: calibrate --plan with this plan",
+                code="FG120",
+            )
         if seen is None and self.feeds is not None:
             with self.clock("calibrate"):
                 seen = self.observe(wanted, "")
@@ -224,7 +241,8 @@ class Job:
             seen = collect(self.normalized, wanted, self.feeds, digest, self.progress, self.reading.libraries)
         except BackendError as error:
             if error.code == "FG133" and not self._original_runs():
-                raise InputError(error.what, where=error.where, why=error.why, do=error.do, code=error.code) from error
+                where = ", ".join(filter(None, (str(self.source.path or "the model given"), error.where)))
+                raise InputError(error.what, where=where, why=error.why, do=error.do, code=error.code) from error
             raise
         outputs = [value.name for value in self.normalized.model.graph.outputs if value.name in seen.values]
         broken = [name for name in outputs if name and seen.values[name].nonfinite]
@@ -253,7 +271,7 @@ class Job:
     def repaired(self, plan: Plan) -> Plan:
         """The settled plan with what the repairs find; a replayed one holds that already."""
         with self.clock("repair"):
-            facts = stages.facts_for(self.normalized, plan.shapes)
+            facts = self._facts_for(plan.shapes)
             return repairing.repair(plan, self.normalized, self.repairs, self.ctx, facts)
 
     def carry_out(self, plan: Plan) -> Legal:

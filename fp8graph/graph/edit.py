@@ -16,17 +16,20 @@ class Names:
 
     def __init__(self, model: ir.Model) -> None:
         self._taken: set[str] = set()
+        self._next: dict[str, int] = {}
         for _, graph in walk.graphs(model):
             self._taken.update(value.name or "" for value in walk.values(graph))
             self._taken.update(node.name or "" for node in graph)
 
     def fresh(self, base: str) -> str:
         """`base`, or `base_1`, `base_2` ... where it is taken."""
-        name, index = base, 0
+        index = self._next.get(base, 0)
+        name = f"{base}_{index}" if index else base
         while name in self._taken:
             index += 1
             name = f"{base}_{index}"
         self._taken.add(name)
+        self._next[base] = index
         return name
 
 

@@ -70,7 +70,7 @@ def _from_path(path: Path) -> Source:
     try:
         proto = onnx.load(str(path), format="protobuf", load_external_data=False)
     except (DecodeError, ValueError, RuntimeError) as error:
-        raise _unreadable(str(path), _not_onnx(path)) from error
+        raise _unreadable(str(path), _not_onnx(path, error)) from error
     except OSError as error:
         raise _unreadable(str(path), str(error)) from error
     external = validate(proto, str(path), path)
@@ -83,17 +83,17 @@ def _from_path(path: Path) -> Source:
     return Source(model, "path", path, path, tuple(external), kept)
 
 
-def _not_onnx(path: Path) -> str:
-    """What a file that does not parse is, as far as its first bytes tell."""
+def _not_onnx(path: Path, error: Exception) -> str:
+    """What a file that does not parse is, as far as its first bytes and protobuf's words tell."""
     with path.open("rb") as file:
         begin = file.read(4)
-    known = {b"PK\x03\x04": "a zip archive", b"\x80\x04": "a pickle, which is never opened"}
-    kind = next((what for magic, what in known.items() if begin.startswith(magic)), "")
-    return (
-        f"it does not parse: it is {kind}"
-        if kind
-        else "it does not parse as an ONNX protobuf: not an ONNX model, or truncated"
-    )
+    if begin == b"PK\3\4":
+        return "it does not parse: it is a zip archive"
+    if begin[:1] == b"\x80" and begin[1:2] in (b"\2", b"\3", b"\4", b"\5"):
+        return "it does not parse: it is a pickle, which is never opened"
+    if "Depth" in str(error):
+        return "it does not parse: its graphs are nested deeper than protobuf reads (100 messages, 32 Ifs)"
+    return "it does not parse as an ONNX protobuf: not an ONNX model, or truncated"
 
 
 def _check_pair(model: ir.Model, path: Path, external: list[Path]) -> None:

@@ -61,6 +61,8 @@ def take_out(proto: onnx.ModelProto, where: str, *, own: bool) -> tuple[onnx.Mod
     scopes, trailing = {}, {}
     for scope, _, graph in graphs(proto):
         densify_constants(graph, where)
+        for tensor in _tensors(graph):
+            _keep_empty_inside(tensor)
         for node in graph.node:
             if empty := _empty_end(node.output):
                 trailing[scope + first(node)] = empty
@@ -172,6 +174,14 @@ def _tensors(graph: Body) -> Iterator[onnx.TensorProto]:
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
+
+
+def _keep_empty_inside(tensor: onnx.TensorProto) -> None:
+    """A tensor without elements has no data elsewhere: onnx_ir reads such a file once, ONNX Runtime not at all."""
+    if tensor.data_location == onnx.TensorProto.EXTERNAL and 0 in tensor.dims:
+        tensor.ClearField("data_location")
+        del tensor.external_data[:]
+        tensor.raw_data = b""
 
 
 def _once(tensor: onnx.TensorProto) -> None:

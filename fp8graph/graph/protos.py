@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import onnx
@@ -75,6 +76,17 @@ def concrete_shapes(model: ir.Model, inputs: Mapping[str, Sequence[int]]) -> dic
     for output in proto.graph.output:
         if output.type.HasField("tensor_type"):
             output.type.tensor_type.ClearField("shape")
+    shapes = _shapes(proto)
+    named = {name for node in proto.graph.node for name in node.output if name}
+    if any(None in dims for dims in shapes.values()) or not named <= shapes.keys():
+        # Lengths that are added up in the graph, as with a cache of keys, are beyond onnx's inference: they are folded.
+        for name, dims in _shapes(_folded(proto)).items():
+            if None in shapes.get(name, (None,)):
+                shapes[name] = dims
+    return shapes
+
+
+def _shapes(proto: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
     inferred = onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=True)
     shapes: dict[str, tuple[int | None, ...]] = {}
     for scope, _, graph in graphs(inferred):
@@ -86,3 +98,16 @@ def concrete_shapes(model: ir.Model, inputs: Mapping[str, Sequence[int]]) -> dic
                 dims = (dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim)
                 shapes[scope + value.name] = tuple(dims)
     return shapes
+
+
+def _folded(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its arithmetic on shapes computed, as far as that goes; as it is where the library fails."""
+    from onnxscript.optimizer import fold_constants
+
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    work = ir.from_proto(proto)
+    try:
+        fold_constants(work, onnx_shape_inference=True, input_size_limit=1024, output_size_limit=4096)
+    except Exception:  # whatever it raises on an op that it does not know: the shapes stay unknown
+        return proto
+    return ir.to_proto(work)

@@ -11,7 +11,7 @@ from onnx_ir.passes.common import TopologicalSortPass
 from fp8graph.base.errors import BackendError
 from fp8graph.graph import keys
 from fp8graph.graph.load import load
-from fp8graph.runners.expand.bfloat16 import expand
+from fp8graph.runners.expand import attention, bfloat16
 from fp8graph.runners.onnxruntime import OnnxRuntime
 
 
@@ -21,9 +21,9 @@ def reference(model: Path | str | ir.Model, libraries: Sequence[str] = ()) -> On
     A file that needs no expanding is loaded by the runtime itself.
     """
     if isinstance(model, ir.Model):
-        return OnnxRuntime(model, libraries=libraries)
+        return OnnxRuntime(attention.expand(model), libraries=libraries)
     source = load(model)
-    expanded = expand(source.model)
+    expanded = bfloat16.expand(attention.expand(source.model))
     if expanded is not source.model:
         return OnnxRuntime(expanded, libraries=libraries)
     try:

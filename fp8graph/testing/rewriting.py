@@ -28,20 +28,21 @@ from fp8graph.testing.prepare import Prepared, split
 
 def hold(item: RewritePass, where: str, prepared: Prepared) -> int:
     """All promises of a rewriting pass on one model; the number of changes."""
-    before, work = prepared.model, prepared.copy()
-    was, interface = _stripped(before), _interface(before)
+    work, interface = prepared.copy(), _interface(prepared.model)
+    was = _stripped(ir.to_proto(prepared.model))
     changed = _rewrite(item, where, work)
     if _interface(work.model) != interface:
         raise InterfaceError(item, where, "the model's inputs or outputs are others than before")
-    now = _written(item, where, work)
+    made = _written(item, where, work)
+    now = _stripped(made)
     if not isinstance(changed, int) or changed < 0 or bool(changed) != (now != was):
         did = "changed" if now != was else "did not change"
         raise CountError(item, where, f"it returned {changed!r}, and the model {did}")
     if not changed:
         return 0
-    _hold_same_twice(item, where, prepared, work)
+    _hold_same_twice(item, where, prepared, made)
     try:
-        onnx.checker.check_model(ir.to_proto(work.model), full_check=item.stage not in (Stage.QUANTIZE, Stage.FOLD))
+        onnx.checker.check_model(made, full_check=item.stage not in (Stage.QUANTIZE, Stage.FOLD))
     except Exception as error:  # the checker raises its own and bare errors
         raise ValidityError(item, where, str(error)) from error
     if prepared.ctx.plan is not None:
@@ -62,10 +63,10 @@ def _rewrite(item: RewritePass, where: str, work: Prepared) -> Any:
         raise CrashError(item, where, f"it raised {type(error).__name__}: {error}") from error
 
 
-def _written(item: RewritePass, where: str, work: Prepared) -> bytes:
-    """The result's bytes; weights that are computed as they are written are computed here."""
+def _written(item: RewritePass, where: str, work: Prepared) -> onnx.ModelProto:
+    """The result as a proto; weights that are computed as they are written are computed here."""
     try:
-        return _stripped(work.model)
+        return ir.to_proto(work.model)
     except Exception as error:  # onnx_ir wraps whatever a lazy weight raises
         cause: BaseException = error
         while cause.__cause__ is not None:
@@ -74,15 +75,15 @@ def _written(item: RewritePass, where: str, work: Prepared) -> bytes:
         raise CrashError(item, where, text) from error
 
 
-def _hold_same_twice(item: RewritePass, where: str, prepared: Prepared, work: Prepared) -> None:
-    once, other = ir.to_proto(work.model), prepared.copy()
+def _hold_same_twice(item: RewritePass, where: str, prepared: Prepared, made: onnx.ModelProto) -> None:
+    other = prepared.copy()
     _rewrite(item, where, other)
-    if ir.to_proto(other.model).SerializeToString(deterministic=True) != once.SerializeToString(deterministic=True):
+    if _written(item, where, other).SerializeToString(deterministic=True) != made.SerializeToString(deterministic=True):
         raise DeterminismError(item, where, "two runs on equal models gave different bytes")
     if item.stage == Stage.QUANTIZE:
         return
     again = _rewrite(item, where, other)
-    if again or _stripped(other.model) != _stripped(work.model):
+    if again or _stripped(_written(item, where, other)) != _stripped(made):
         raise IdempotenceError(item, where, f"a second run made {again!r} changes")
 
 
@@ -113,11 +114,12 @@ def _interface(model: ir.Model) -> list[Any]:
     ]
 
 
-def _stripped(model: ir.Model) -> bytes:
-    """The model's bytes without the metadata of any part of it."""
-    proto = ir.to_proto(model)
-    _strip(proto)
-    content: bytes = proto.SerializeToString(deterministic=True)
+def _stripped(proto: onnx.ModelProto) -> bytes:
+    """The bytes of a model without the metadata of any part of it."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    _strip(copy)
+    content: bytes = copy.SerializeToString(deterministic=True)
     return content
 
 

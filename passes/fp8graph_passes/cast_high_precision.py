@@ -1,7 +1,8 @@
 """Give every op the high-precision type that the plan says, with Casts where types meet.
 
 What it does   1. An op planned in fp16 or bf16 reads its float inputs in that type and yields it, as far as ONNX lets
-                  the op have it; constants are converted once.
+                  the op have it; constants are converted once, and finite numbers stay finite: a mask of float32's
+                  lowest number times zero must not become NaN.
                2. An op planned in fp32 inside such a graph (a tensor does not fit fp16) gets Casts around it.
                3. Inputs and outputs of the model, and of every body, keep their types.
                Operands that the plan quantizes are left alone: Q reads the tensor as its producer wrote it.
@@ -15,6 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import ml_dtypes
+import numpy as np
 import onnx_ir as ir
 
 from fp8graph.core.context import Context
@@ -91,7 +94,7 @@ class _Casting:
         assert graph is not None
         if tensors.is_constant(value) and isinstance(graph, ir.Graph):
             fresh = self.names.fresh(name)
-            done = tensors.lazy_from(value, fresh, lambda array: array.astype(tensors.NUMPY[kind]), dtype=dtype)
+            done = tensors.lazy_from(value, fresh, lambda array: _narrowed(array, kind), dtype=dtype)
             graph.register_initializer(done)
             self.replaced.append(value)
         else:
@@ -144,3 +147,15 @@ def _key_of(value: ir.Value) -> str:
     """The op that a value comes from; an input's own name where it comes from none."""
     producer = value.producer()
     return (walk.node_key(producer) if producer is not None else "") or value.name or "?"
+
+
+def _narrowed(array: tensors.Array, kind: str) -> tensors.Array:
+    """The array in another float type; a finite number beyond the type's end becomes its last one, not an infinity."""
+    dtype = tensors.NUMPY[kind]
+    largest = float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
+    with np.errstate(over="ignore"):
+        out = array.astype(dtype)
+    beyond = np.isinf(out) & np.isfinite(array)
+    if beyond.any():
+        out[beyond] = np.copysign(largest, array[beyond]).astype(dtype)
+    return out

@@ -8,7 +8,7 @@ import pytest
 import fp8graph
 from fp8graph.data.plan import Plan
 from fp8graph.numerics.ranges import Ranges, Stat
-from tests.small import feeds, model, plan_of, why
+from tests.small import feeds, model, plan_of, refused, why
 
 TWO = """(float[2,32] x, float[32,32] w_a, float[32,32] w_b) => (float[2,32] y) {
     h = MatMul(x, w_a)
@@ -63,20 +63,28 @@ def test_a_settled_plan_has_no_needs_and_asks_for_no_data():
         (Stat(64, 1, -1.0, 1.0), "FG212", "'x' held a NaN or an infinity"),
         (Stat(64, 3), "FG212", "'x' held a NaN or an infinity"),
         (Stat(), "FG213", "'x' was never computed"),
-        (None, "FG213", "'x' was never computed"),
     ],
 )
 def test_an_op_without_a_finite_range_is_kept_and_the_others_are_not(stat, code, says):
-    plan, _ = settled(TWO, seen(r=1.0) if stat is None else seen(x=stat, r=1.0))
+    plan, _ = settled(TWO, seen(x=stat, r=1.0))
     assert why(plan, "h") == ("keep", code) and says in plan.ops["h"].why.text
     assert why(plan, "y") == ("quantize", "FG201") and plan.settled
 
 
-def test_a_plan_made_with_ranges_that_observe_nothing_keeps_everything():
-    done = fp8graph.optimize(model(TWO), ranges=seen(), plan_only=True)
+def test_ranges_that_lack_what_the_plan_needs_are_refused_and_no_guess_is_made():
+    with refused(fp8graph.UsageError, "FG120", "1 of 2 tensors, first: r"):
+        settled(TWO, seen(x=1.0))
+    # without these, nobody would know whether fp16 holds them
+    with refused(fp8graph.UsageError, "FG120", "3 of 5 tensors, first: h", "calibrate --plan"):
+        settled(WIDE, seen(x=1.0, t=1.0), **FP16)
+
+
+def test_a_plan_made_with_ranges_of_nothing_keeps_everything():
+    empty = seen(x=Stat(), r=Stat())
+    done = fp8graph.optimize(model(TWO), ranges=empty, plan_only=True)
     assert {why(done.plan, key) for key in "hy"} == {("keep", "FG213")}
     with pytest.raises(fp8graph.UnmetError) as raised:
-        fp8graph.optimize(model(TWO), ranges=seen())
+        fp8graph.optimize(model(TWO), ranges=empty)
     assert raised.value.code == "FG150" and "FG213" in raised.value.why
 
 

@@ -415,7 +415,8 @@ def test_a_planned_model_is_quantized_as_far_as_asked():
 
 
 def test_a_model_may_have_feeds_of_its_own():
-    text = "(float[N,16] x, float[M,16] z, float[16,8] w) => (float[K,8] y) { a = Concat <axis = 0> (x, z) y = MatMul(a, w) }"
+    text = """(float[N,16] x, float[M,16] z, float[16,8] w) => (float[K,8] y) {
+        a = Concat <axis = 0> (x, z) y = MatMul(a, w) }"""
     own = [{"x": np.ones((1, 16), np.float32), "z": np.full((3, 16), 2.0, np.float32)}]
     for cls in (ScalesWithinUlps, Rule):
         assert set(check_pass(cls, {"small": model(text)}, feeds={"small": own}).values()) == {1}

@@ -39,7 +39,20 @@ def load(path: Path) -> dict[str, Array]:
     except (InputError, MemoryError):
         raise
     except Exception as error:  # zipfile, zlib and numpy raise many types on damaged files
-        raise _unreadable(path, str(error) or "it is no archive of arrays") from error
+        raise _unreadable(path, _no_archive(path) or str(error) or "it is no archive of arrays") from error
+
+
+def _no_archive(path: Path) -> str:
+    """What a file is that is no .npz, as far as its first bytes tell; empty where they tell nothing."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        begin = file.read(6)
+    if not begin:
+        return "it is empty"
+    if begin == b"\x93NUMPY":
+        return "it is a single array, which is called .npy"
+    return "" if begin[:2] != b"PK" or zipfile.is_zipfile(path) else "the archive is truncated"
 
 
 def load_npy(path: Path) -> Array:
@@ -62,7 +75,10 @@ def _array(file: IO[bytes], size: int, path: Path) -> Array:
     }
     if version not in readers:
         raise _unreadable(path, f"its array format has version {version}")
-    shape, fortran, dtype = readers[version](file)
+    try:
+        shape, fortran, dtype = readers[version](file)
+    except Exception as error:  # numpy raises many types on damaged headers, and evaluates none
+        raise _unreadable(path, "the header of an array cannot be read") from error
     if dtype.hasobject:
         raise _unreadable(path, "it holds pickled objects, which are never opened", do="save arrays of numbers")
     if any(d < 0 for d in shape) or math.prod(shape) * dtype.itemsize > size:
