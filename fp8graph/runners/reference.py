@@ -20,19 +20,20 @@ def reference(model: Path | str | ir.Model, libraries: Sequence[str] = ()) -> On
 
     A file that needs no expanding is loaded by the runtime itself.
     """
-    if isinstance(model, ir.Model):
-        return OnnxRuntime(attention.expand(model), libraries=libraries)
-    source = load(model)
-    expanded = bfloat16.expand(attention.expand(source.model))
-    if expanded is not source.model:
-        return OnnxRuntime(expanded, libraries=libraries)
+    held = model if isinstance(model, ir.Model) else load(model).model
+    expanded = attention.expand(held)
+    file = None if isinstance(model, ir.Model) else Path(model)
+    if file is not None:
+        expanded = bfloat16.expand(expanded)  # a model of ours is expanded by the runner itself
+    given = file if file is not None and expanded is held else expanded
     try:
-        return OnnxRuntime(Path(model), libraries=libraries)
+        return OnnxRuntime(given, libraries=libraries)
     except BackendError as refused:
-        # ONNX Runtime refuses some valid files, such as those with two nodes of one name; the model itself may do.
-        TopologicalSortPass()(expanded)
-        keys.name_everything(expanded)
+        # ONNX Runtime refuses some valid models, such as those with two nodes of one name; a tidy copy may do.
+        tidy = expanded.clone(deep_copy=True) if expanded is model else expanded
+        TopologicalSortPass()(tidy)
+        keys.name_everything(tidy)
         try:
-            return OnnxRuntime(expanded, libraries=libraries)
+            return OnnxRuntime(tidy, libraries=libraries)
         except BackendError:
             raise refused from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Sequence
 
@@ -24,30 +25,33 @@ _EPS = {"fp64": 2.0**-52, "fp32": 2.0**-23, "fp16": 2.0**-10, "bf16": 2.0**-7}
 def compared(before: ir.Model, after: ir.Model, feeds: Sequence[Feeds], exact: Exactness) -> tuple[str, str]:
     """The first output that moved further than is declared, and how far; both empty where none did.
 
-    Both models run in the same runtime. Raises BackendError where none can run them.
+    ONNX Runtime decides, but for models with fp16 inside, which it leaves out between ops: there onnx.reference does.
+    Raises BackendError where neither can run the models.
     """
-    only = _only_reference(before) or _only_reference(after)
-    better = not isinstance(exact, Approximate) and (_has_fp16(before) or _has_fp16(after))
-    try:
-        return _compared(before, after, feeds, exact, by_reference=only or better)
-    except BackendError:
-        if only:
-            raise
-        return _compared(before, after, feeds, exact, by_reference=False)
 
+    def moved(promise: Exactness, *, by_reference: bool, eps: float | None = None) -> tuple[str, str]:
+        for feed in feeds:
+            expected, got = (outputs(model, feed, by_reference=by_reference) for model in (before, after))
+            for name, array in expected.items():
+                text = difference(array, got[name], promise, coarsest if eps is None else eps)
+                if text:
+                    return name, text
+        return "", ""
 
-def _compared(
-    before: ir.Model, after: ir.Model, feeds: Sequence[Feeds], exact: Exactness, *, by_reference: bool
-) -> tuple[str, str]:
     known = (value.dtype for _, graph in walk.graphs(before) for value in walk.values(graph))
-    eps = max((_EPS[FLOATS[dtype]] for dtype in known if dtype in FLOATS), default=0.0)
-    for feed in feeds:
-        expected, got = (outputs(model, feed, by_reference=by_reference) for model in (before, after))
-        for name, array in expected.items():
-            text = difference(array, got[name], exact, eps)
-            if text:
-                return name, text
-    return "", ""
+    coarsest = max((_EPS[FLOATS[dtype]] for dtype in known if dtype in FLOATS), default=0.0)
+    if _only_reference(before) or _only_reference(after):
+        return moved(exact, by_reference=True)
+    if (_has_fp16(before) or _has_fp16(after)) and not isinstance(exact, Approximate):
+        with contextlib.suppress(BackendError):
+            found = moved(exact, by_reference=True)
+            # numpy adds up in another order where a matrix is a transposed view: so little does not count by itself.
+            if not found[0] or moved(Ulps(4), by_reference=True, eps=_EPS["fp32"])[0]:
+                return found
+    try:
+        return moved(exact, by_reference=False)
+    except BackendError:
+        return moved(exact, by_reference=True)
 
 
 def difference(expected: Array, got: Array, exact: Exactness, eps: float) -> str:
