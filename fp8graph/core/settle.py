@@ -52,7 +52,8 @@ def settle(plan: Plan, ranges: Ranges, model: ir.Model, notes: Notes) -> Plan:
     """The plan with its observed scales filled in.
 
     An op retreats to keep where an operand has no finite range (a whole group at once), and to fp32 where a tensor
-    or constant of it does not fit fp16. Both are said.
+    or constant of it does not fit fp16: of tensors that were not observed nothing is known, constants always tell.
+    Both are said.
     """
     ops: dict[OpKey, Decision] = {key: _filled(op, ranges) for key, op in plan.ops.items()}
     lost = {op.group: key for key, op in plan.ops.items() if op.group and op.do == "quantize" and ops[key].do == "keep"}
@@ -61,7 +62,7 @@ def settle(plan: Plan, ranges: Ranges, model: ir.Model, notes: Notes) -> Plan:
             text = f"decided as one, and '{lost[member.group]}' is kept"
             ops[key] = member.kept(Reason("FG210", f"group {member.group}", text))
     # Last: the weight of an op that has just been kept is to be stored in fp16, too.
-    retreat = _overflowing(replace(plan, ops=ops), ranges, model) if _checks_fp16(plan) else {}
+    retreat = _overflowing(replace(plan, ops=ops), ranges, model)
     for key, text in retreat.items():
         ops[key] = _to_fp32(key, ops[key], text, notes)
     return replace(plan, ops=ops, data=ranges.data)

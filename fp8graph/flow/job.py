@@ -207,7 +207,10 @@ class Job:
         plan = self.plan()
         wanted = self.wanted(plan)
         if not wanted:
-            return plan if self.given is not None and self.given.settled else self.repaired(plan)
+            if self.given is not None and self.given.settled:
+                return plan
+            # Nothing to observe: what does not fit fp16 is told from constants alone.
+            return self.repaired(settle(plan, Ranges("", plan.data), self.normalized.model, self.ctx.notes))
         lacking = [name for name in wanted if seen is not None and name not in seen.values]
         if lacking:
             raise UsageError(

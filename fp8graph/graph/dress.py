@@ -45,6 +45,9 @@ def _dress_value(value: ir.Value, old: ir.Value) -> None:
     new, tensor = value.const_value, old.const_value
     if new is None or tensor is None or new is tensor:
         return
+    if isinstance(new, ir.ExternalTensor) and isinstance(tensor, ir.ExternalTensor):
+        value.const_value = tensor  # the copy does not know the folder
+        return
     same = (new.dtype, list(new.shape)) == (tensor.dtype, list(tensor.shape))
     if same and _contents(new) == _contents(tensor):
         value.const_value = tensor

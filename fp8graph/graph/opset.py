@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -53,7 +55,19 @@ def raise_opset(model: ir.Model, least: int) -> bool:
         function.opset_imports[""] = max(least, function.opset_imports.get("", 1))
     model.functions.update(functions)
     dress(model, before)
+    _find_again(model, before)
     return True
+
+
+def _find_again(model: ir.Model, before: Mapping[str, ir.Graph | ir.Function]) -> None:
+    """Tells external weights that went through a proto, those of bodies, which folder they lie in."""
+    held = [value.const_value for graph in before.values() for value in walk.values(graph)]
+    folders = {tensor.base_dir for tensor in held if isinstance(tensor, ir.ExternalTensor) and tensor.base_dir}
+    if len(folders) != 1:
+        return
+    for _, graph in walk.graphs(model):
+        if isinstance(graph, ir.Graph):
+            ir.external_data.set_base_dir(graph, *folders)
 
 
 def _inline_outdated(model: ir.Model, least: int) -> None:

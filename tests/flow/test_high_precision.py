@@ -118,3 +118,12 @@ def test_a_typed_model_is_made_without_data_where_nothing_is_observed():
     feed = feeds(proto)[0]
     (y,) = OnnxRuntime(ir.from_proto(done.model)).run(feed).values()
     np.testing.assert_allclose(y, np.exp(feed["x"]), rtol=2e-2)
+
+
+def test_a_constant_beyond_fp16_is_seen_where_there_is_nothing_to_observe() -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["": 21]> g (float[2] x) => (float[2] y) <float c = {1000000.0}> { y = Mul(x, c) }'
+    )
+    done = fp8graph.optimize(model, target="reference", high_precision_dtype="fp16", allow_unquantized=True)
+    assert done.plan.ops["y"].high == "fp32"
+    assert [finding.code for finding in done.findings] == ["FG214"]

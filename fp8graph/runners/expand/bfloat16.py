@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from fp8graph.graph import edit, tensors, walk
+from fp8graph.graph import edit, protos, tensors, walk
 
 _BF16, _FP32 = ir.DataType.BFLOAT16, ir.DataType.FLOAT
 
 
 def expand(model: ir.Model) -> ir.Model:
     """A copy without bf16 arithmetic; the model itself where it has none."""
-    if not any(value.dtype == _BF16 for _, graph in walk.graphs(model) for value in walk.values(graph)):
+    typed = any(value.dtype == _BF16 for _, graph in walk.graphs(model) for value in walk.values(graph))
+    if not typed and not any(_makes_bf16(place.node) for place in walk.walk(model)):
         return model
     work = model.clone(deep_copy=True)
+    protos.infer_types(work)  # a file may leave out what inner values are
     names = edit.Names(work)
     for _, graph in walk.graphs(work):
         if isinstance(graph, ir.Graph):
@@ -38,11 +40,24 @@ def _expand_graph(graph: ir.Graph, names: edit.Names) -> None:
         if value.dtype == _BF16:
             _rounded(value, graph, names)
     for node in nodes:
+        if node.op_type == "Constant" and _makes_bf16(node):
+            array = _widen(node.attributes["value"].as_tensor().numpy())
+            node.attributes["value"] = ir.AttrTensor("value", ir.tensor(array))
         for output in node.outputs:
             if output.dtype == _BF16:
                 _rounded(output, graph, names)
-        if node.op_type == "Cast" and node.attributes["to"].as_int() == _BF16:
+        if node.op_type == "Cast" and _makes_bf16(node):
             node.attributes["to"] = ir.AttrInt64("to", int(_FP32))
+
+
+def _makes_bf16(node: ir.Node) -> bool:
+    """Whether a Cast or Constant says itself that its output is bf16."""
+    said = node.attributes.get({"Cast": "to", "Constant": "value"}.get(node.op_type, ""))
+    if said is None or said.is_ref():
+        return False
+    if said.type == ir.AttributeType.TENSOR:
+        return said.as_tensor().dtype == _BF16
+    return said.type == ir.AttributeType.INT and said.as_int() == _BF16
 
 
 def _widen(array: tensors.Array) -> tensors.Array:
