@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -16,6 +16,7 @@ from fp8graph.base.progress import SILENT, Progress, stage
 from fp8graph.calibrate import bodies
 from fp8graph.calibrate.samples import Samples
 from fp8graph.data.plan import Profile
+from fp8graph.graph import walk
 from fp8graph.graph.stages import Normalized
 from fp8graph.numerics.ranges import Ranges, Stat
 from fp8graph.runners.onnxruntime import OnnxRuntime
@@ -70,6 +71,7 @@ class _View:
         self, model: ir.Model, needs: Sequence[str], source: str, label: str, libraries: Sequence[str]
     ) -> None:
         self.source, self.label = source, label
+        self.valued = walk.shape_inputs(model)
         work = model.clone()
         inner = {value.name: value for node in work.graph for value in node.outputs if value.name}
         inputs = {value.name for value in work.graph.inputs}
@@ -91,7 +93,7 @@ class _View:
         values = {name: _stat(outputs[name]) for name in self.taps}
         values |= {name: _stat(feed[name]) for name in self.fed if name in feed}
         values |= {name: bodies.stat_of(outputs[output]) for name, output in self.carried.items()}
-        shapes = {name: {tuple(array.shape): 1} for name, array in feed.items()}
+        shapes = {name: {_shape(name, array, self.valued): 1} for name, array in feed.items()}
         return Ranges(self.source, self.label, 1, shapes, values)
 
 
@@ -99,19 +101,29 @@ def _stat(array: np.ndarray[Any, Any]) -> Stat:
     return Stat.of(array if array.dtype == np.float32 else array.astype(np.float32))
 
 
-def profiles(samples: Samples) -> dict[str, Profile]:
-    """For each input the least, the most frequent and the largest shape; axis by axis where feeds differ in several."""
+def profiles(samples: Samples, valued: Collection[str] = ()) -> dict[str, Profile]:
+    """For each input the least, the most frequent and the largest shape; axis by axis where feeds differ in several.
+
+    Of inputs in `valued`, which are read as shapes themselves, it is the values.
+    """
     seen: dict[str, dict[tuple[int, ...], int]] = {}
     for feed in samples:
         for name, array in feed.items():
             shapes = seen.setdefault(name, {})
-            shapes[tuple(array.shape)] = shapes.get(tuple(array.shape), 0) + 1
+            shape = _shape(name, array, valued)
+            shapes[shape] = shapes.get(shape, 0) + 1
     return profiles_of(seen)
+
+
+def _shape(name: str, array: Any, valued: Collection[str]) -> tuple[int, ...]:
+    if name in valued:
+        return tuple(int(number) for number in np.asarray(array).reshape(-1))
+    return tuple(array.shape)
 
 
 def profiles_of(seen: Mapping[str, Mapping[tuple[int, ...], int]]) -> dict[str, Profile]:
     """The same from counts of shapes, as ranges hold them."""
-    return {name: _profile(shapes) for name, shapes in seen.items()}
+    return {name: _profile(shapes) for name, shapes in seen.items() if shapes}
 
 
 def _profile(shapes: Mapping[tuple[int, ...], int]) -> Profile:

@@ -82,7 +82,8 @@ def _filled(op: Decision, ranges: Ranges) -> Decision:
             text = f"'{quant.value}' held a NaN or an infinity: it has no finite range"
             return op.kept(Reason("FG212", "calibration data", text))
         headroom = float(quant.scale.rule.partition("*")[2] or 1)
-        scale = float(scale_from_amax(np.float32(stat.amax * headroom), formats.get(quant.format)))
+        amax = min(stat.amax * headroom, float(np.finfo(np.float32).max))
+        scale = float(scale_from_amax(np.float32(amax), formats.get(quant.format)))
         inputs[slot] = replace(quant, scale=replace(quant.scale, value=scale))
     return replace(op, inputs=inputs)
 

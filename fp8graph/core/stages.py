@@ -73,7 +73,8 @@ def _fix_overridable(model: ir.Model, ctx: Context) -> None:
 
 def facts_for(normalized: Normalized, shapes: Shapes) -> Facts:
     """Facts under the least shapes of the profiles, which is where legality is tightest."""
-    least = {name: profile.min for name, profile in shapes.items()}
+    valued = walk.shape_inputs(normalized.model)
+    least = {name: profile.min for name, profile in shapes.items() if name not in valued}
     return Facts(normalized.model, protos.concrete_shapes(normalized.model, least) if least else {})
 
 

@@ -31,6 +31,7 @@ from fp8graph.data import target as targets
 from fp8graph.data.comparison import Comparison, DefaultSession
 from fp8graph.data.document import load_json
 from fp8graph.data.plan import Plan, Shapes
+from fp8graph.graph import walk
 from fp8graph.graph.load import load
 from fp8graph.graph.protos import infer_types
 from fp8graph.graph.save import save
@@ -143,7 +144,7 @@ class Job:
             )
             if self.shapes is None and self.given is None:
                 with self.clock("read data"):
-                    self.shapes = profiles(self.feeds)
+                    self.shapes = profiles(self.feeds, walk.shape_inputs(self.source.model))
         with self.clock("normalize"):
             self.normalized = stages.normalize(self.source, self.pipeline, self.ctx, verify=self.verify)
             if fill_types(self.normalized.model, self.reading.libraries):
@@ -337,15 +338,20 @@ def _meant(plan: Plan) -> tuple[recipes.Recipe, targets.Target]:
 def _check_shapes(shapes: Shapes, source: Source) -> None:
     """Raises UsageError where shapes are given for an input that the model has not, or that it cannot take."""
     inputs = {value.name or "": value for value in source.model.graph.inputs}
+    valued = walk.shape_inputs(source.model)
     for name, profile in shapes.items():
         if name not in inputs:
             do = did_you_mean(name, inputs)
             raise UsageError(f"the model has no input '{name}'", where="--shapes", do=do, code="FG101")
         dims = inputs[name].shape
         for shape in (profile.min, profile.opt, profile.max):
-            fits = dims is None or (
-                len(dims) == len(shape)
-                and all(not isinstance(d, int) or d == size for d, size in zip(dims, shape, strict=True))
+            fits = (
+                dims is None
+                or name in valued
+                or (
+                    len(dims) == len(shape)
+                    and all(not isinstance(d, int) or d == size for d, size in zip(dims, shape, strict=True))
+                )
             )
             if not fits:
                 raise UsageError(

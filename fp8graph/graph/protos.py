@@ -11,6 +11,7 @@ import onnx_ir as ir
 from fp8graph.graph import walk
 from fp8graph.graph.protowalk import forget_foreign_types, graphs, typed
 
+log = logging.getLogger(__name__)
 # Constants up to this size travel with the proto: shape inference and the version converter look at them.
 _KEPT_BYTES = 4096
 
@@ -38,10 +39,9 @@ def weightless(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.Value]]:
 def infer_types(model: ir.Model) -> None:
     """Fills in dtypes and shapes that values lack, as far as onnx can infer them; what is there is not overwritten."""
     proto, _ = weightless(model)
-    inferred = onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=True)
     said = {
         scope: {value.name: value for value in typed(graph)}
-        for scope, _, graph in graphs(forget_foreign_types(inferred))
+        for scope, _, graph in graphs(forget_foreign_types(_inferred(proto)))
         if isinstance(graph, onnx.GraphProto)
     }
     for scope, graph in walk.graphs(model):
@@ -87,9 +87,8 @@ def concrete_shapes(model: ir.Model, inputs: Mapping[str, Sequence[int]]) -> dic
 
 
 def _shapes(proto: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
-    inferred = onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=True)
     shapes: dict[str, tuple[int | None, ...]] = {}
-    for scope, _, graph in graphs(inferred):
+    for scope, _, graph in graphs(_inferred(proto)):
         held = graph.initializer if isinstance(graph, onnx.GraphProto) else ()
         shapes.update((scope + tensor.name, tuple(tensor.dims)) for tensor in held)
         for value in typed(graph):
@@ -111,3 +110,12 @@ def _folded(proto: onnx.ModelProto) -> onnx.ModelProto:
     except Exception:  # whatever it raises on an op that it does not know: the shapes stay unknown
         return proto
     return ir.to_proto(work)
+
+
+def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The proto with what onnx can infer; as it is where onnx gives up: the runtime says more of what is wrong."""
+    try:
+        return onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=True)
+    except Exception as error:  # InferenceError, and bare errors of the C++ side
+        log.debug("onnx infers no types: %s", error)
+        return proto

@@ -11,6 +11,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
+from fp8graph.base.errors import Fp8GraphError
 from fp8graph.base.files import sha256_of
 from fp8graph.graph import gs, tensors, walk
 from fp8graph.graph.load import DATA_DIGEST
@@ -70,7 +71,10 @@ def to_proto(model: ir.Model, lost: Lost | None = None) -> onnx.ModelProto:
 
 @contextlib.contextmanager
 def _read_in(model: ir.Model) -> Iterator[None]:
-    """Lets external weights be read as they are serialized: a proto would name their file, and not its folder."""
+    """Lets external weights be read as they are serialized: a proto would name their file, and not its folder.
+
+    An error of ours, of the disk or of memory comes out as itself.
+    """
     held = [
         (value, value.const_value)
         for _, graph in walk.graphs(model)
@@ -86,6 +90,14 @@ def _read_in(model: ir.Model) -> Iterator[None]:
         value.const_value = read
     try:
         yield
+    except ir.serde.SerdeError as error:
+        # Weights are computed as they are written: what failed there is wrapped once for every proto around it.
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        if isinstance(cause, (Fp8GraphError, OSError, MemoryError)):
+            raise cause from None
+        raise
     finally:
         for value, tensor in held:
             value.const_value = tensor

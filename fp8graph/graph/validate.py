@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
+from google.protobuf.message import Message
 
 from fp8graph.base.errors import InputError
 
@@ -40,6 +41,7 @@ def validate(proto: onnx.ModelProto, where: str, path: Path | None = None) -> li
     `path` is the model's own file, None for a model in memory.
     """
     _versions(proto, where)
+    _texts(proto, where)
     files: list[Path] = []
     for graph in (proto.graph, *_function_bodies(proto)):
         for tensor in _tensors(graph):
@@ -48,6 +50,11 @@ def validate(proto: onnx.ModelProto, where: str, path: Path | None = None) -> li
                 files.append(file)
     _functions(proto, where)
     _graph(proto.graph, frozenset(), frozenset(), where)
+    for function in proto.functions:
+        body = onnx.GraphProto(node=function.node)
+        body.input.extend(onnx.ValueInfoProto(name=name) for name in function.input)
+        body.output.extend(onnx.ValueInfoProto(name=name) for name in function.output)
+        _graph(body, frozenset(), frozenset(), f"{where}, function '{function.domain}::{function.name}'")
     return files
 
 
@@ -62,6 +69,19 @@ def _versions(proto: onnx.ModelProto, where: str) -> None:
     for item in proto.opset_import:
         if item.domain in ("", "ai.onnx") and not 1 <= item.version <= newest:
             raise refused(where, f"opset {item.version} is not known (1 to {newest} are)")
+
+
+def _texts(message: Message, where: str) -> None:
+    """Every text must be UTF-8: protobuf hands others over as bytes, and refuses to write them."""
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_MESSAGE:
+            for item in [value] if hasattr(value, "ListFields") else value:
+                _texts(item, where)
+        elif field.type == field.TYPE_STRING:
+            items = [value] if isinstance(value, (str, bytes)) else value
+            wrong = next((item for item in items if isinstance(item, bytes)), None)
+            if wrong is not None:
+                raise refused(where, f"the {field.name} {wrong!r} is no UTF-8 text")
 
 
 def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
@@ -221,6 +241,8 @@ def _graph(graph: onnx.GraphProto, outer: frozenset[str], constants: frozenset[s
             own[name] = f"written by {_say(node)}"
     visible = outer | own.keys()
     for node in graph.node:
+        if not node.op_type:
+            raise refused(f"{where}, {_say(node)}", "it says no operator")
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.UNDEFINED:
                 raise refused(f"{where}, {_say(node)}", f"its attribute '{attribute.name}' has no type")

@@ -93,6 +93,28 @@ def values(graph: ir.Graph | ir.Function) -> list[ir.Value]:
     return [*graph.inputs, *initializers, *(output for node in graph for output in node.outputs)]
 
 
+# Slots that ops read as shapes, lengths, axes or trip counts.
+_SHAPE_SLOTS = {
+    "Reshape": (1,), "Expand": (1,), "Tile": (1,), "ConstantOfShape": (0,), "Slice": (1, 2, 3, 4), "Range": (0, 1, 2),
+    "Loop": (0,), "Resize": (3,), "Pad": (1,), "TopK": (1,), "OneHot": (1,), "Split": (1,), "Unsqueeze": (1,),
+}  # fmt: skip
+_INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)
+
+
+def shape_inputs(model: ir.Model) -> set[str]:
+    """Graph inputs that are read as shapes, a trip count among them: an engine is built for their values."""
+    small = [
+        value
+        for value in model.graph.inputs
+        if value.dtype in _INTEGERS and value.shape is not None and len(value.shape) <= 1
+    ]
+    return {
+        value.name or ""
+        for value in small
+        if any(slot in _SHAPE_SLOTS.get(user.op_type, ()) for user, slot in value.uses())
+    }
+
+
 def scope_of(value: ir.Value, scopes: dict[int, str]) -> str:
     """The scope of the graph that a value belongs to; `scopes` maps id(graph) to scope."""
     graph = value.graph

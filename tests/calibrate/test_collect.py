@@ -200,3 +200,8 @@ def test_calibrating_writes_ranges_that_optimize_takes(tmp_path, digits, calibra
     assert [file.path for file in made.files] == [str(out)] and made.ranges.samples == 8
     assert Ranges.from_json(json.loads(out.read_text())) == made.ranges
     assert made.ranges.source.startswith("sha256:") and made.ranges.data == "calibration.npz"
+
+
+def test_of_an_input_that_is_read_as_a_shape_the_values_make_the_profile():
+    samples = [{"n": np.array(3, np.int64)}, {"n": np.array(5, np.int64)}, {"n": np.array(3, np.int64)}]
+    assert collecting.profiles(samples, {"n"}) == {"n": Profile((3,), (3,), (5,))}

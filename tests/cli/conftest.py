@@ -129,8 +129,8 @@ def flow(monkeypatch: pytest.MonkeyPatch, plan: Plan, comparison: Comparison) ->
         return recorder.answer("optimize", dict(locals()))
 
     def calibrate(
-        model, *, output=None, data, plan=None, target=None, recipe=None, samples=None, batch=None, seed=0, custom_ops=None,
-        force=False, progress=SILENT,
+        model, *, output=None, data, plan=None, target=None, recipe=None, samples=None, batch=None, seed=0,
+        custom_ops=None, force=False, progress=SILENT,
     ):  # fmt: skip
         return recorder.answer("calibrate", dict(locals()))
 

@@ -12,14 +12,14 @@ from tests.flow.test_optimize import accuracy, session
 from tests.small import feeds, model
 
 ONNX_TYPES = {"fp32": onnx.TensorProto.FLOAT, "fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
-# Measured 27.2 / 27.1 / 25.3 and 33.3 / 33.2 / 30 dB (onnxruntime 1.31, x86-64, 2026-11).
+# Measured in fp32, fp16, bf16: 27.4, 27.5, 27.2 and 33.1, 33.5, 33.3 dB (onnxruntime 1.31, x86-64, 2026-11).
 FLOOR_DB = {
     ("cnn", "fp32"): 26,
     ("cnn", "fp16"): 26,
-    ("cnn", "bf16"): 23,
+    ("cnn", "bf16"): 25,
     ("vit", "fp32"): 32,
     ("vit", "fp16"): 32,
-    ("vit", "bf16"): 26,
+    ("vit", "bf16"): 31,
 }
 
 
@@ -120,10 +120,8 @@ def test_a_typed_model_is_made_without_data_where_nothing_is_observed():
     np.testing.assert_allclose(y, np.exp(feed["x"]), rtol=2e-2)
 
 
-def test_a_constant_beyond_fp16_is_seen_where_there_is_nothing_to_observe() -> None:
-    model = onnx.parser.parse_model(
-        '<ir_version: 10, opset_import: ["": 21]> g (float[2] x) => (float[2] y) <float c = {1000000.0}> { y = Mul(x, c) }'
-    )
-    done = fp8graph.optimize(model, target="reference", high_precision_dtype="fp16", allow_unquantized=True)
+def test_a_constant_beyond_fp16_is_seen_where_there_is_nothing_to_observe():
+    proto = model("(float[2] x, float w) => (float[2] y) { y = Mul(x, w) }", w=np.float32(1e6))
+    done = fp8graph.optimize(proto, target="reference", high_precision_dtype="fp16", allow_unquantized=True)
     assert done.plan.ops["y"].high == "fp32"
     assert [finding.code for finding in done.findings] == ["FG214"]

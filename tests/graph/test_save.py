@@ -160,7 +160,7 @@ def heavy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("kind", "file", "share"), [("ranges", "r.json", 0.6), pytest.param("data", "x.npy", 2.0, marks=pytest.mark.slow)]
 )
 def test_weights_stream_one_at_a_time(heavy, tmp_path, kind, file, share):
-    """Peak memory, all imports included: 183 MB from ranges to file; 629 MB where both models are run to compare them
+    """Peak memory, all imports included: 149 MB from ranges to file, 660 MB where both models are run to compare them
     (x86-64, Python 3.11, 2026-11)."""
     whole, out = (heavy.parent / "w.bin").stat().st_size, tmp_path / "m.onnx"
     done = subprocess.run(
