@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fp8graph.base.findings import Finding
-from fp8graph.core.planner import COMPUTE
+from fp8graph.core.planner import COMPUTE, output_axis
 from fp8graph.data.target import Target
 from fp8graph.graph import tensors, walk
 
@@ -114,6 +114,28 @@ def _check_product(place: walk.Place, target: Target) -> Iterator[Finding]:
                 f"operand {slot} has {what}: the op runs in high precision",
                 "put Q/DQ directly before both operands",
             )
+        elif _sums_over(node, slot, dequantizer):
+            yield Finding(
+                "FG308",
+                "warning",
+                place.key,
+                f"the scales of operand {slot} lie along the axis that is summed over: the op runs in high precision",
+                "take one scale, or one per output channel",
+            )
+
+
+def _sums_over(node: ir.Node, slot: int, dequantizer: ir.Node) -> bool:
+    """Whether an operand that comes straight from a DQ has a vector of scales along another axis than its outputs'."""
+    value, scale = dequantizer.outputs[0], dequantizer.inputs[1]
+    if node.inputs[slot] is not value or scale is None or scale.shape is None or value.shape is None:
+        return False
+    if len(scale.shape) != 1 or scale.shape[0] == 1 or "block_size" in dequantizer.attributes:
+        return False
+    rank = len(value.shape)
+    axis = dequantizer.attributes["axis"].as_int() if "axis" in dequantizer.attributes else 1
+    if node.op_type == "Conv" and slot == 0:
+        return True
+    return axis % rank != output_axis(node, slot, rank)
 
 
 def _dequantizer(value: ir.Value | None, target: Target) -> tuple[ir.Node | None, ir.Node | None]:

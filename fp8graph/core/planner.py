@@ -164,7 +164,7 @@ class _Planner:
         name = self.facts.qualified(value)
         if tensors.is_constant(value):
             policy = self.recipe.weights
-            axis = None if per_tensor else _output_axis(op.node, slot, len(value.shape or ()))
+            axis = None if per_tensor else output_axis(op.node, slot, len(value.shape or ()))
             granularity: Granularity = PerTensor() if axis is None else PerAxis(axis)
             return Quant(name, policy.format, granularity, Scale("computed", policy.scale))
         policy = self.recipe.activations
@@ -215,7 +215,7 @@ class _Planner:
                         )
 
 
-def _output_axis(node: ir.Node, slot: int, rank: int) -> int | None:
+def output_axis(node: ir.Node, slot: int, rank: int) -> int | None:
     """The axis of a weight that runs along output channels; None where it has none, or per tensor must do.
 
     A scale along any other axis lies in the sum over products, where no kernel can apply it behind the sum.

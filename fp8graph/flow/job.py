@@ -154,8 +154,14 @@ class Job:
         if self.out is None:
             return
         uris = self.data if isinstance(self.data, (list, tuple)) else [self.data]
-        inputs = [Path(item) for item in (model, plan, *uris) if isinstance(item, (str, Path))]
-        check_writable(self.out, force=self.force, inputs=inputs, also=ALSO)
+        inputs = [Path(item) for item in (model, *uris) if isinstance(item, (str, Path))]
+        also: tuple[str, ...] = ALSO
+        if isinstance(plan, (str, Path)):
+            if Path(plan).absolute() == self.out.with_name(self.out.name + PLAN_SUFFIX).absolute():
+                also = (".data",)  # OUT's own plan, made with --plan-only: it is carried out in its place
+            else:
+                inputs.append(Path(plan))
+        check_writable(self.out, force=self.force, inputs=inputs, also=also)
 
     def _refuse_contradictions(self, recipe: Any, target: str | None) -> None:
         assert self.given is not None

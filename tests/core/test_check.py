@@ -119,3 +119,21 @@ def test_a_plan_brings_its_target():
     made.ir_version = 14
     said = fp8graph.check(made, plan=done.plan)
     assert [item.code for item in said] == ["FG311"] and "onnxruntime" in said[0].text
+
+
+@pytest.mark.parametrize(
+    ("product", "axis", "wanted"),
+    [
+        ("MatMul", 1, []),
+        ("MatMul", 0, ["FG308"]),
+        ("Gemm", 1, []),
+        ("Gemm <transB = 1>", 0, []),
+        ("Gemm <transB = 1>", 1, ["FG308"]),
+    ],
+)
+def test_scales_along_the_summed_axis_are_found(product, axis, wanted):
+    text = f"""(float[2,16] x, float[16,16] w, float[16] w_t, float w_s) => (float[2,16] y) {{
+        q = QuantizeLinear <output_dtype = 17> (x, w_s) d = DequantizeLinear (q, w_s)
+        v = QuantizeLinear <output_dtype = 17, axis = {axis}> (w, w_t)
+        u = DequantizeLinear <axis = {axis}> (v, w_t) y = {product} (d, u) }}"""
+    assert [code for code, _, _ in found(text)] == wanted

@@ -239,3 +239,12 @@ def test_the_order_of_ops_in_a_plan_is_graph_order_and_data_is_stamped(made):
     assert list(made.done.plan.ops)[-1] == "logits"
     assert replace(made.done.plan, data="") != made.done.plan
     assert isinstance(made.done.plan, Plan) and made.done.plan.target == "tensorrt-rtx:sm89"
+
+
+def test_a_plan_made_alone_is_carried_out_in_its_place(tmp_path, digits, calibration):
+    out = tmp_path / "cnn.fp8.onnx"
+    fp8graph.optimize(digits / "cnn.onnx", output=out, plan_only=True)
+    plan = tmp_path / "cnn.fp8.onnx.plan.json"
+    done = fp8graph.optimize(digits / "cnn.onnx", output=out, plan=plan, data=calibration, compare=False)
+    assert done.plan.settled
+    assert sorted(path.name for path in tmp_path.iterdir()) == [out.name, plan.name]
