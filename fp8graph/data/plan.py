@@ -18,6 +18,8 @@ Do = Literal["quantize", "keep"]
 AdjustKind = Literal["channels", "split", "terms", "codes", "bias"]
 High = Literal["fp32", "fp16", "bf16"]
 KIND, VERSION = "plan", 1
+# A plan lies beside the model that it was carried out on, its arrays beside the plan.
+PLAN_SUFFIX, ARRAYS_SUFFIX = ".plan.json", ".plan.safetensors"
 _SMALLEST, _LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127
 
 

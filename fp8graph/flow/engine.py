@@ -13,12 +13,10 @@ from fp8graph.base.progress import SILENT, Progress
 from fp8graph.data import target as targets
 from fp8graph.data.attestation import Attestation
 from fp8graph.data.document import load_json
-from fp8graph.data.plan import Plan, Shapes
+from fp8graph.data.plan import PLAN_SUFFIX, Plan, Shapes
 from fp8graph.engines.attest import attest_engine
 from fp8graph.engines.build import build_engine
 from fp8graph.engines.job import BuildJob
-
-PLAN_SUFFIX = ".plan.json"
 
 
 @dataclass(frozen=True)

@@ -9,40 +9,36 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fp8graph.base import canon
 from fp8graph.base.errors import BackendError, InputError, UnmetError, UsageError
-from fp8graph.base.files import WrittenFile, check_writable, describe, sha256_of, staged
-from fp8graph.base.names import did_you_mean
+from fp8graph.base.files import WrittenFile, check_writable, describe, staged
 from fp8graph.base.progress import SILENT, Progress, stage
 from fp8graph.calibrate.collect import collect, profiles, profiles_of
 from fp8graph.calibrate.samples import Samples, open_samples
 from fp8graph.compare.default import try_default
 from fp8graph.compare.outputs import compare_outputs
-from fp8graph.core import registry, repairing, stages
+from fp8graph.core import repairing, stages
 from fp8graph.core.context import Context
 from fp8graph.core.facts import Facts
 from fp8graph.core.options import Options
-from fp8graph.core.passes import PlanRule, Repair, RewritePass, pass_name
+from fp8graph.core.passes import PlanRule, Repair, RewritePass
 from fp8graph.core.pipeline import Pipeline
 from fp8graph.core.planner import make_plan
 from fp8graph.core.settle import needs, settle
 from fp8graph.data import recipe as recipes
 from fp8graph.data import target as targets
 from fp8graph.data.comparison import Comparison, DefaultSession
-from fp8graph.data.document import load_json
-from fp8graph.data.plan import Plan, Shapes
+from fp8graph.data.plan import ARRAYS_SUFFIX, PLAN_SUFFIX, Plan, Shapes
+from fp8graph.flow import given
 from fp8graph.graph import walk
 from fp8graph.graph.load import load
 from fp8graph.graph.protos import infer_types
 from fp8graph.graph.save import save
 from fp8graph.graph.stages import Legal, Normalized, Source
-from fp8graph.numerics import sidecar
 from fp8graph.numerics.ranges import Ranges, Stat
 from fp8graph.runners.onnxruntime import fill_types
 from fp8graph.runners.reference import reference
 
 DEFAULT_RECIPE, DEFAULT_TARGET = "fp8-default", "tensorrt-rtx"
-PLAN_SUFFIX, ARRAYS_SUFFIX = ".plan.json", ".plan.safetensors"
 ALSO = (PLAN_SUFFIX, ARRAYS_SUFFIX, ".data")
 
 
@@ -115,23 +111,23 @@ class Job:
     ) -> None:
         """Loads everything that is named, cheapest first, so that a wrong call fails before any work is done."""
         if plan is not None:
-            self.given = _load_plan(plan)
+            self.given = given.load_plan(plan)
             self._refuse_contradictions(recipe, target)
-            policy, aim = _meant(self.given)
+            policy, aim = given.meant(self.given)
         else:
             policy = recipe if isinstance(recipe, recipes.Recipe) else recipes.load(recipe or DEFAULT_RECIPE)
             aim = targets.load(target or DEFAULT_TARGET)
         self._check_output(model, plan)
         asked = self.given.asked.get("high_precision_dtype") if self.given else self.options.high_precision_dtype
         self.ctx = Context(target=aim, recipe=policy, progress=self.progress, high=asked or policy.high)
-        own = _own_passes(passes, pass_file, self.given)
-        self.pipeline, self.rules, self.repairs = _passes(policy, aim, own)
-        self.extra = _spelling(passes, pass_file)
+        own = given.own_passes(passes, pass_file, self.given)
+        self.pipeline, self.rules, self.repairs = given.by_kind(policy, aim, own)
+        self.extra = given.spelling(passes, pass_file)
         with self.clock("load"):
             self.source = load(model)
         if self.out is not None and self.source.external:
             check_writable(self.out, force=self.force, inputs=self.source.external, also=ALSO)
-        _check_shapes(self.shapes or {}, self.source)
+        given.check_shapes(self.shapes or {}, self.source)
         if self.data is not None:
             reading = self.reading
             self.feeds = open_samples(
@@ -208,7 +204,7 @@ class Job:
 
     def settled_plan(self, ranges: Ranges | str | Path | None, *, plan_only: bool) -> Plan:
         """The plan given, or a new one, with its numbers where there is data or ranges."""
-        seen = _load_ranges(ranges, self.source) if ranges is not None else None
+        seen = given.load_ranges(ranges, self.source) if ranges is not None else None
         if seen is not None and self.shapes is None and self.given is None:
             self.shapes = profiles_of(seen.shapes)  # those that calibration saw
         plan = self.plan()
@@ -301,8 +297,11 @@ class Job:
         with staged(self.out) as folder:
             with self.clock("save"), stage(self.progress, "saving"):
                 made = [path.name for path in save(legal, folder, self.out.name, threshold=threshold)]
-                made += _write_plan(plan, folder, self.out.name)
+                made += given.write_plan(plan, folder, self.out.name)
             comparison = self.compare(legal, folder / self.out.name) if compare else None
+        for suffix in ALSO:  # what an earlier result left beside OUT does not belong to this one
+            if self.out.name + suffix not in made:
+                self.out.with_name(self.out.name + suffix).unlink(missing_ok=True)
         return [describe(self.out.parent / name) for name in made], comparison
 
     def write_plan(self, plan: Plan) -> list[WrittenFile]:
@@ -310,7 +309,7 @@ class Job:
         if self.out is None:
             return []
         with staged(self.out.with_name(self.out.name + PLAN_SUFFIX)) as folder:
-            made = _write_plan(plan, folder, self.out.name)
+            made = given.write_plan(plan, folder, self.out.name)
         return [describe(self.out.parent / name) for name in made]
 
     def compare(self, legal: Legal, file: Path | None) -> Comparison | None:
@@ -328,142 +327,6 @@ class Job:
         for problem in result.problems:
             self.ctx.note("FG401", "", problem, severity="warning")
         return result
-
-
-def _meant(plan: Plan) -> tuple[recipes.Recipe, targets.Target]:
-    """Recipe and target of a plan. Raises InputError FG111 where it names what there is not: the plan is at fault."""
-    try:
-        Options(high_precision_dtype=plan.asked.get("high_precision_dtype"))
-        return recipes.Recipe.from_mapping(plan.recipe, "the plan's recipe"), targets.load(plan.target)
-    except UsageError as error:
-        raise InputError(
-            "the plan is damaged", where=error.where, why=error.what, do="make the plan anew", code="FG111"
-        ) from error
-
-
-def _check_shapes(shapes: Shapes, source: Source) -> None:
-    """Raises UsageError where shapes are given for an input that the model has not, or that it cannot take."""
-    inputs = {value.name or "": value for value in source.model.graph.inputs}
-    valued = walk.shape_inputs(source.model)
-    for name, profile in shapes.items():
-        if name not in inputs:
-            do = did_you_mean(name, inputs)
-            raise UsageError(f"the model has no input '{name}'", where="--shapes", do=do, code="FG101")
-        dims = inputs[name].shape
-        for shape in (profile.min, profile.opt, profile.max):
-            fits = (
-                dims is None
-                or name in valued
-                or (
-                    len(dims) == len(shape)
-                    and all(not isinstance(d, int) or d == size for d, size in zip(dims, shape, strict=True))
-                )
-            )
-            if not fits:
-                raise UsageError(
-                    f"the input '{name}' cannot have the shape {'x'.join(map(str, shape))}",
-                    where="--shapes",
-                    why=f"the model says {'x'.join(str(d) for d in dims or ())}",
-                    do="give sizes for the axes that the model leaves open",
-                    code="FG100",
-                )
-
-
-def _own_passes(extra: str | Sequence[Any] | None, pass_file: str | None, given: Plan | None) -> list[Any]:
-    """The user's passes; with a plan, those by name that it was made with. Raises UsageError FG113."""
-    if given is not None and extra is None:
-        extra = given.asked.get("passes")
-        if extra is not None and not isinstance(extra, str):
-            raise InputError("the plan is damaged", where="asked.passes", why="it is no text", code="FG111")
-    own: list[Any] = registry.parse_specs(extra) if isinstance(extra, str) else list(extra or ())
-    if pass_file is not None:
-        own.append(registry.from_file(pass_file))
-    needed = given.asked.get("pass_code") if given is not None else None
-    have = [pass_name(type(item)) for item in own]
-    if needed and not set(needed) <= set(have):
-        raise UsageError(
-            f"the plan was made with the pass {needed[0]}, which is code",
-            why="a plan names no code",
-            do="give the same --pass-file, or the same objects, again",
-            code="FG113",
-        )
-    for item in own:
-        if not isinstance(item, registry.KINDS):
-            raise UsageError(
-                f"a {type(item).__name__} is no pass", do="give a RewritePass, PlanRule or Repair", code="FG113"
-            )
-    return own
-
-
-def _spelling(extra: str | Sequence[Any] | None, pass_file: str | None) -> dict[str, Any]:
-    """What a plan notes of the user's passes: names and options, for code its name alone."""
-    noted: dict[str, Any] = {"passes": extra} if isinstance(extra, str) else {}
-    code = [] if isinstance(extra, str) else [pass_name(type(item)) for item in extra or ()]
-    code += [pass_name(type(registry.from_file(pass_file)))] if pass_file is not None else []
-    return {**noted, "pass_code": code} if code else noted
-
-
-def _passes(
-    recipe: recipes.Recipe, target: targets.Target, own: Sequence[Any]
-) -> tuple[Pipeline, list[PlanRule], list[Repair]]:
-    """Passes of recipe, target and user by their kind; the user's rules are asked first."""
-    made: list[Any] = [registry.create(name) for name in (*recipe.passes, *target.forms)]
-    rules: list[Any] = [registry.create(name) for name in recipe.rules]
-    for name, item in zip(recipe.rules, rules, strict=True):
-        if not isinstance(item, PlanRule):
-            raise UsageError(f"'{name}' is no rule", where=f"recipe {recipe.name}: rules", code="FG140")
-    everything = [*made, *own]
-    return (
-        Pipeline([item for item in everything if isinstance(item, RewritePass)]),
-        [*(item for item in own if isinstance(item, PlanRule)), *rules],
-        [item for item in everything if isinstance(item, Repair)],
-    )
-
-
-def _load_plan(plan: Plan | str | Path) -> Plan:
-    """A plan with the arrays that lie beside its document. Raises InputError FG111 or FG105."""
-    if isinstance(plan, Plan):
-        return plan
-    path = Path(plan)
-    document = load_json(path, "the plan")
-    made = Plan.from_json(document, str(path))
-    digest = document.get("sidecar", "")
-    if not digest:
-        return made
-    beside = path.with_name(path.name.removesuffix(".json") + ".safetensors")
-    return replace(made, arrays=sidecar.Sidecar(beside, str(digest)))
-
-
-def _write_plan(plan: Plan, folder: Path, name: str) -> list[str]:
-    """Writes the plan document, and its arrays where it holds some; returns the files' names."""
-    made, digest = [], ""
-    if plan.arrays:
-        made.append(name + ARRAYS_SUFFIX)
-        digest = sidecar.write(folder / made[0], plan.arrays)
-    (folder / (name + PLAN_SUFFIX)).write_text(canon.pretty(plan.to_json(digest)), encoding="utf-8")
-    return [*made, name + PLAN_SUFFIX]
-
-
-def _load_ranges(ranges: Ranges | str | Path, source: Source) -> Ranges:
-    seen = (
-        ranges if isinstance(ranges, Ranges) else Ranges.from_json(load_json(Path(ranges), "the ranges"), str(ranges))
-    )
-    if seen.source and seen.source != source_digest(source):
-        raise InputError(
-            "these ranges were observed on another model", where=str(ranges), do="calibrate this one", code="FG110"
-        )
-    return seen
-
-
-def source_digest(source: Source) -> str:
-    """Digest of the model as it came, weights included."""
-    if source.path is not None:
-        whole = [sha256_of(path) for path in (source.path, *source.external)]
-        return "sha256:" + whole[0] if len(whole) == 1 else canon.digest(whole)
-    import onnx_ir as ir
-
-    proto = source.original if source.kind == "proto" else ir.to_proto(load(source.original).model)
-    return canon.digest(proto.SerializeToString(deterministic=True).hex())
 
 
 def nothing_quantized(plan: Plan, job: Job) -> UnmetError:

@@ -17,7 +17,8 @@ from fp8graph.core.passes import PlanRule, Repair, RewritePass
 from fp8graph.data.comparison import Comparison, DefaultSession
 from fp8graph.data.plan import Plan, Shapes
 from fp8graph.data.recipe import Recipe
-from fp8graph.flow.job import Job, Reading, nothing_quantized, source_digest
+from fp8graph.flow.given import source_digest
+from fp8graph.flow.job import Job, Reading, nothing_quantized
 from fp8graph.graph.save import like_source
 from fp8graph.graph.stages import Legal
 from fp8graph.numerics.ranges import Ranges

@@ -7,8 +7,9 @@ later.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import onnx
@@ -32,6 +33,7 @@ for _name, _bits in (("FLOAT8E8M0", 8), ("UINT2", 2), ("INT2", 2), ("FLOAT6E2M3"
     if hasattr(onnx.TensorProto, _name):
         _BITS[getattr(onnx.TensorProto, _name)] = _bits
 # Which typed field holds elements of a type, and how many of its numbers one element takes.
+Imports = Mapping[str, int]
 _FIELDS = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
 
 
@@ -49,12 +51,14 @@ def validate(proto: onnx.ModelProto, where: str, path: Path | None = None) -> li
             if file is not None and file not in files:
                 files.append(file)
     _functions(proto, where)
-    _graph(proto.graph, frozenset(), frozenset(), where)
+    imports = {item.domain: item.version for item in proto.opset_import}
+    _graph(proto.graph, None, frozenset(), imports, where)
     for function in proto.functions:
+        own = {item.domain: item.version for item in function.opset_import}
         body = onnx.GraphProto(node=function.node)
         body.input.extend(onnx.ValueInfoProto(name=name) for name in function.input)
         body.output.extend(onnx.ValueInfoProto(name=name) for name in function.output)
-        _graph(body, frozenset(), frozenset(), f"{where}, function '{function.domain}::{function.name}'")
+        _graph(body, None, frozenset(), own, f"{where}, function '{function.domain}::{function.name}'")
     return files
 
 
@@ -216,11 +220,19 @@ def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
             yield from _all_nodes(body)
 
 
-def _graph(graph: onnx.GraphProto, outer: frozenset[str], constants: frozenset[str], where: str) -> None:
-    """Checks names and order of one graph and its bodies. `outer`: names that bodies may read from around them."""
+def _graph(
+    graph: onnx.GraphProto, outer: frozenset[str] | None, constants: frozenset[str], imports: Imports, where: str
+) -> None:
+    """Checks names, attributes and order of one graph and its bodies.
+
+    `outer` are names that a body may read from around it, `constants` the initialisers among them; None in a main
+    graph and a function.
+    """
     own: dict[str, str] = {}
     initializers: set[str] = set()
     for tensor in [*graph.initializer, *(sparse.values for sparse in graph.sparse_initializer)]:
+        if not tensor.name:
+            raise refused(where, "an initialiser has no name, so nothing can read it")
         if tensor.name in initializers:
             raise refused(where, f"two initialisers are called '{tensor.name}' (duplicate)")
         if tensor.name in constants:
@@ -239,22 +251,46 @@ def _graph(graph: onnx.GraphProto, outer: frozenset[str], constants: frozenset[s
                     f"it writes '{name}', which is already {own[name]}: names are written once (SSA)",
                 )
             own[name] = f"written by {_say(node)}"
-    visible = outer | own.keys()
+    visible = (outer or frozenset()) | own.keys()
     for node in graph.node:
-        if not node.op_type:
-            raise refused(f"{where}, {_say(node)}", "it says no operator")
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.UNDEFINED:
-                raise refused(f"{where}, {_say(node)}", f"its attribute '{attribute.name}' has no type")
+        _attributes(node, imports, where)
         for name in filter(None, node.input):
             if name not in visible:
                 raise refused(f"{where}, {_say(node)}", f"it reads '{name}', which nothing produces")
         for body in _bodies(node):
-            _graph(body, visible, constants | initializers, where)
+            _graph(body, visible, constants | initializers, imports, where)
     for value in graph.output:
         if value.name not in visible:
             raise refused(where, f"the graph output '{value.name}' is produced by nothing")
+        if value.name not in own:
+            raise refused(where, f"a body returns '{value.name}' of the graph around it: an Identity is missing")
     _acyclic(graph, where)
+
+
+def _attributes(node: onnx.NodeProto, imports: Imports, where: str) -> None:
+    """Attributes of ONNX's own ops must have the types that ONNX says: nobody can read others."""
+    at = f"{where}, {_say(node)}"
+    if not node.op_type:
+        raise refused(at, "it says no operator")
+    known: Mapping[str, int] = {}
+    if node.domain in ("", "ai.onnx"):
+        known = _attribute_types(node.op_type, imports.get("", imports.get("ai.onnx", 1)))
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.UNDEFINED:
+            raise refused(at, f"its attribute '{attribute.name}' has no type")
+        if attribute.type != known.get(attribute.name, attribute.type):
+            name = onnx.AttributeProto.AttributeType.Name
+            wanted, have = name(known[attribute.name]), name(attribute.type)
+            raise refused(at, f"its attribute '{attribute.name}' is of type {have}, {wanted} is wanted")
+
+
+@functools.cache
+def _attribute_types(op_type: str, opset: int) -> Mapping[str, int]:
+    try:
+        schema = onnx.defs.get_schema(op_type, opset)
+    except onnx.defs.SchemaError:
+        return {}
+    return {name: int(attribute.type.value) for name, attribute in schema.attributes.items()}
 
 
 def _acyclic(graph: onnx.GraphProto, where: str) -> None:

@@ -181,3 +181,13 @@ def test_random_data_is_noted_and_stamped_into_the_plan(digits):
 def test_folders_of_the_same_name_hide_no_function(name):
     """`fp8graph/calibrate/` and `fp8graph/compare/` are imported by now."""
     assert callable(getattr(fp8graph, name))
+
+
+def test_what_an_earlier_result_left_beside_the_output_goes(tmp_path, digits, calibration):
+    out = tmp_path / "cnn.fp8.onnx"
+    asked = {"output": out, "data": calibration, "compare": False, "force": True}
+    fp8graph.optimize(digits / "cnn.onnx", external_data_size_threshold=1024, passes="balance-rounding", **asked)
+    beside = {".data", ".plan.json", ".plan.safetensors"}
+    assert {path.name.removeprefix(out.name) for path in tmp_path.iterdir()} == {"", *beside}
+    fp8graph.optimize(digits / "cnn.onnx", **asked)
+    assert {path.name.removeprefix(out.name) for path in tmp_path.iterdir()} == {"", ".plan.json"}
