@@ -70,7 +70,7 @@ def _versions(proto: onnx.ModelProto, where: str) -> None:
     if not proto.opset_import:
         raise refused(where, "it imports no opset, so its ops have no meaning")
     newest = onnx.defs.onnx_opset_version()
-    for item in proto.opset_import:
+    for item in (*proto.opset_import, *(item for function in proto.functions for item in function.opset_import)):
         if item.domain in ("", "ai.onnx") and not 1 <= item.version <= newest:
             raise refused(where, f"opset {item.version} is not known (1 to {newest} are)")
 
@@ -290,7 +290,8 @@ def _attribute_types(op_type: str, opset: int) -> Mapping[str, int]:
         schema = onnx.defs.get_schema(op_type, opset)
     except onnx.defs.SchemaError:
         return {}
-    return {name: int(attribute.type.value) for name, attribute in schema.attributes.items()}
+    types = {name: attribute.type for name, attribute in schema.attributes.items()}
+    return {name: int(kind.value) for name, kind in types.items()}  # type: ignore[attr-defined]
 
 
 def _acyclic(graph: onnx.GraphProto, where: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -56,12 +57,12 @@ def damaged_json(draw: Draw, content: bytes) -> bytes:
             if kind == "take":
                 del node[key]
             elif kind == "put" and isinstance(node, dict):
-                node[draw(st.sampled_from(["x", "0", "7", "schema"]))] = draw(st.sampled_from(ODD))
+                node[draw(st.sampled_from(["x", "0", "7", "schema"]))] = copy.deepcopy(draw(st.sampled_from(ODD)))
             elif kind == "exchange" and isinstance(node, dict):
                 other = draw(st.sampled_from(list(node)))
                 node[key], node[other] = node[other], node[key]
             else:
-                node[key] = draw(st.sampled_from(ODD))
+                node[key] = copy.deepcopy(draw(st.sampled_from(ODD)))
             break
     return json.dumps(document).encode()
 
@@ -100,7 +101,10 @@ def damaged_model(draw: Draw, content: bytes) -> bytes:
             elif kind == "double":
                 value.add().CopyFrom(value[place])
             else:
-                value[place].CopyFrom(draw(st.sampled_from([m for m in everywhere if type(m) is type(value[place])])))
+                same = [item for item in everywhere if type(item) is type(value[place])]
+                other = type(value[place])()
+                other.CopyFrom(draw(st.sampled_from(same)))  # it may hold what it replaces, or lie in it
+                value[place].CopyFrom(other)
         else:
             _change(draw, message, field, value, many, words)
     return model.SerializeToString()
