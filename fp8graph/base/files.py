@@ -123,14 +123,28 @@ def staged(output: Path) -> Iterator[Path]:
         for path in made:
             _sync(path)
             path.chmod(0o666 & ~_umask())
-        for path in made:
-            path.replace(output.parent / path.name)
+        _move(made, output.parent)
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
         raise BackendError("the result could not be written", where=str(output), why=reason, code="FG130") from error
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _move(files: Sequence[Path], folder: Path) -> None:
+    """Moves the files one by one; where one cannot be moved, those that are new in the folder are taken away again."""
+    new: list[Path] = []
+    try:
+        for path in files:
+            target = folder / path.name
+            new += [] if target.exists() else [target]
+            path.replace(target)
+    except OSError:
+        for target in new:
+            with contextlib.suppress(OSError):
+                target.unlink(missing_ok=True)
+        raise
 
 
 def _umask() -> int:
