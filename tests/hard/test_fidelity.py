@@ -88,6 +88,11 @@ def test_small_models_come_through_unchanged(name):
     assert same(NOTHING(proto), spelt(proto))
 
 
+def test_exported_models_come_through_unchanged(sample):
+    proto = onnx.load(str(sample))
+    assert same(NOTHING(sample), spelt(proto))
+
+
 def test_order_and_repeated_names_are_no_business_of_an_empty_pipeline():
     proto = model("(float[2,8] x, float[8,8] w) => (float[2,8] y) { [n] y = Relu(h) [n] h = MatMul(x, w) }")
     assert same(NOTHING(proto), spelt(proto))
