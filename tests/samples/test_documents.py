@@ -28,8 +28,9 @@ def run(command: list[str], folder: Path) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder that looks like the root of the project: with the samples, and a `python`."""
-    (tmp_path / "samples").symlink_to(ROOT / "samples", target_is_directory=True)
+    """A folder that looks like the root of the project: with the samples, the benchmarks, and a `python`."""
+    for name in ("samples", "benchmarks"):
+        (tmp_path / name).symlink_to(ROOT / name, target_is_directory=True)
     (tmp_path / "bin").mkdir()
     python = tmp_path / "bin" / "python"
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
