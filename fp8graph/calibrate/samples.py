@@ -16,7 +16,7 @@ from fp8graph.base.errors import InputError
 from fp8graph.base.findings import Notes
 from fp8graph.calibrate.readers import npz, random
 from fp8graph.calibrate.readers.arrays import Array, InputSpec, cut, feeds
-from fp8graph.graph.tensors import NUMPY
+from fp8graph.graph import tensors
 
 DEFAULT_RANDOM = 8
 
@@ -37,7 +37,7 @@ def input_specs(model: ir.Model) -> list[InputSpec]:
     """What the model's inputs are; those with an initialiser may be left out."""
     specs = []
     for value in model.graph.inputs:
-        dims = None if value.shape is None else tuple(d if isinstance(d, int) else None for d in value.shape)
+        dims = tensors.dims(value) if isinstance(value.type, ir.TensorType) else None
         specs.append(InputSpec(value.name or "", _numpy(value), dims, value.name not in model.graph.initializers))
     return specs
 
@@ -183,7 +183,7 @@ def _numpy(value: ir.Value) -> np.dtype[Any] | None:
     if value.dtype == ir.DataType.STRING:
         return np.dtype(object)
     if value.dtype == ir.DataType.BFLOAT16:
-        return NUMPY["bf16"]
+        return tensors.NUMPY["bf16"]
     try:
         return value.dtype.numpy()
     except TypeError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass, TopologicalSortPass
+from onnx_ir.passes.common import TopologicalSortPass
 
 from fp8graph.base.errors import InputError, InternalError
 from fp8graph.base.progress import stage
@@ -15,6 +15,7 @@ from fp8graph.core.pipeline import Pipeline
 from fp8graph.core.planner import COMPUTE
 from fp8graph.data.plan import OpKey, Plan, Quant, Shapes
 from fp8graph.graph import keys, protos, tensors, walk
+from fp8graph.graph.inlining import inline
 from fp8graph.graph.stages import Legal, Normalized, Quantized, Source
 
 
@@ -29,7 +30,8 @@ def normalize(source: Source, pipeline: Pipeline, ctx: Context, *, verify: bool 
         TopologicalSortPass()(model)
         keys.adopt(model)
         _fix_overridable(model, ctx)
-        _inline(model, {*COMPUTE, *ctx.target.decompose})
+        wanted = {*COMPUTE, *ctx.target.decompose}
+        inline(model, lambda function: any(node.op_type in wanted for node in function.all_nodes()))
         keys.name_everything(model)
         protos.infer_types(model)
         if pipeline.run(model, ctx, (Stage.NORMALIZE,), verify=verify):
@@ -37,23 +39,6 @@ def normalize(source: Source, pipeline: Pipeline, ctx: Context, *, verify: bool 
             protos.infer_types(model)
         keys.write_keys(model)
     return Normalized(model, source, keys.structure_digest(model))
-
-
-def _inline(model: ir.Model, wanted: set[str]) -> None:
-    """Inlines functions that hold an op of these types, and those that call them; all others stay functions."""
-    needed = {
-        identifier
-        for identifier, function in model.functions.items()
-        if any(node.op_type in wanted for node in function.all_nodes())
-    }
-    size = -1
-    while size != len(needed):
-        size = len(needed)
-        for identifier, function in model.functions.items():
-            if any(node.op_identifier() in needed for node in function.all_nodes()):
-                needed.add(identifier)
-    if needed:
-        InlinePass(criteria=lambda function: function.identifier() in needed)(model)
 
 
 def _fix_overridable(model: ir.Model, ctx: Context) -> None:

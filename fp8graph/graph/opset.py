@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass
 
 from fp8graph.base.errors import InputError
 from fp8graph.graph import edit, tensors, walk
 from fp8graph.graph.dress import dress
+from fp8graph.graph.inlining import inline
 from fp8graph.graph.protos import weightless
 from fp8graph.graph.protowalk import forget_foreign_types
 
@@ -84,15 +84,7 @@ def _inline_outdated(model: ir.Model, least: int) -> None:
             if node.domain in ("", "ai.onnx")
         )
 
-    needed = {identifier for identifier, function in model.functions.items() if outdated(function)}
-    size = -1
-    while size != len(needed):
-        size = len(needed)
-        for identifier, function in model.functions.items():
-            if any(node.op_identifier() in needed for node in function.all_nodes()):
-                needed.add(identifier)
-    if needed:
-        InlinePass(criteria=lambda function: function.identifier() in needed)(model)
+    inline(model, outdated)
 
 
 def _version(op_type: str, opset: int) -> int:

@@ -88,7 +88,10 @@ def is_constant(value: ir.Value | None) -> bool:
 
 
 def dims(value: ir.Value | None) -> tuple[int | None, ...] | None:
-    """The dimensions of a value, None for each that is not a number; None where even the rank is unknown."""
+    """The dimensions of a value, None for each that is not a number; None where even the rank is unknown.
+
+    Old exporters write -1 for a dimension that is open.
+    """
     if value is None or value.shape is None:
         return None
-    return tuple(d if isinstance(d, int) else None for d in value.shape)
+    return tuple(d if isinstance(d, int) and d >= 0 else None for d in value.shape)

@@ -8,11 +8,15 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes.common import TopologicalSortPass
 
-from fp8graph.base.errors import BackendError
-from fp8graph.graph import keys
+from fp8graph.base.errors import BackendError, InputError
+from fp8graph.graph import keys, opset
+from fp8graph.graph.inlining import inline
 from fp8graph.graph.load import load
 from fp8graph.runners.expand import attention, bfloat16
 from fp8graph.runners.onnxruntime import OnnxRuntime
+
+# ONNX Runtime 1.31 loads IR versions up to 13 and promises opset 7 and above.
+_IR_VERSION, _OLDEST, _RAISED = 10, 7, 13
 
 
 def reference(model: Path | str | ir.Model, libraries: Sequence[str] = ()) -> OnnxRuntime:
@@ -31,9 +35,18 @@ def reference(model: Path | str | ir.Model, libraries: Sequence[str] = ()) -> On
     except BackendError as refused:
         # ONNX Runtime refuses some valid models, such as those with two nodes of one name; a tidy copy may do.
         tidy = expanded.clone(deep_copy=True) if expanded is model else expanded
-        TopologicalSortPass()(tidy)
-        keys.name_everything(tidy)
         try:
-            return OnnxRuntime(tidy, libraries=libraries)
-        except BackendError:
+            return OnnxRuntime(_tidied(tidy), libraries=libraries)
+        except (BackendError, InputError):
             raise refused from None
+
+
+def _tidied(model: ir.Model) -> ir.Model:
+    """The model, changed in place: functions inlined, nodes sorted and named, versions that the runtime knows."""
+    inline(model, lambda function: True)
+    TopologicalSortPass()(model)
+    keys.name_everything(model)
+    model.ir_version = _IR_VERSION
+    if opset.opset_of(model) < _OLDEST:
+        opset.raise_opset(model, _RAISED)
+    return model

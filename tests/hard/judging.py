@@ -18,14 +18,15 @@ _MOVES = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity",
 _SESSIONS = ".ses"
 
 
-def session(model: str | bytes) -> onnxruntime.InferenceSession:
-    """ONNX Runtime with the settings under which it computes FP8 graphs as they are written."""
+def session(model: str | bytes, *, plain: bool = False) -> onnxruntime.InferenceSession:
+    """ONNX Runtime with the settings under which it computes FP8 graphs as they are written, or as it comes."""
     options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    if not plain:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
     return onnxruntime.InferenceSession(
-        model, options, providers=["CPUExecutionProvider"], disabled_optimizers=["ReluQuantRewrite"]
+        model, options, providers=["CPUExecutionProvider"], disabled_optimizers=[] if plain else ["ReluQuantRewrite"]
     )
 
 

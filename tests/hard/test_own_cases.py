@@ -426,3 +426,55 @@ def test_a_mask_of_the_lowest_float_stays_finite(high):
     given = [{**feed, "open": (feed["open"] > 0).astype(np.float32)} for feed in feeds(proto)]
     done = fp8graph.optimize(proto, data=given, high_precision_dtype=high)
     assert done.comparison is not None and done.comparison.problems == ()
+
+
+# Text, opset, IR version, and how many products are in FP8: valid, and unusual.
+ODD: dict[str, tuple[str, int, int, int]] = {
+    "opset 1": ("{ h = MatMul(x, w_0) y = Relu(h) }", 1, 10, 1),
+    "opset 6": ("{ h = MatMul(x, w_0) y = Relu(h) }", 6, 3, 1),
+    "opset 26": ("{ y = MatMul(x, w_0) }", 26, 13, 1),
+    "an IR version that ONNX Runtime does not load": ("{ y = MatMul(x, w_0) }", 21, 14, 1),
+    "a call that leaves out the last output": (
+        f"{{ y = local.F(x, w_0) }}\n{LOCAL} F (a, w) => (b, c) {{ b = MatMul(a, w) c = Neg(b) }}",
+        21,
+        10,
+        1,
+    ),
+    "a call that leaves out the last input": (
+        f"{{ y = local.F(x, w_0) }}\n{LOCAL} F (a, w, lo) => (c) {{ b = MatMul(a, w) c = Clip(b, lo) }}",
+        21,
+        10,
+        1,
+    ),
+    "a body inside a function": (
+        f"""{{ yes = IsNaN(one) y = local.F(x, yes, w_0) }}\n{LOCAL} F (a, which, w) => (b) {{ b = If (which) <
+            then_branch = p () => (p_out) {{ p_out = Relu(a) }},
+            else_branch = q () => (q_out) {{ q_out = MatMul(a, w) }}> }}""",
+        21,
+        10,
+        1,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "opset", "ir", "count"), ODD.values(), ids=list(ODD))
+def test_the_unusual_is_optimised_and_compared(body, opset, ir, count):
+    """Where ONNX Runtime does not load the model as it came, a tidied copy of it is what is compared with."""
+    head = HEAD.replace("21", str(opset), 1)
+    proto = from_text(f"{head}m (float[N,16] x, float[16,16] w_0) => (float[N,16] y) <float one = {{1}}> {body}")
+    proto.ir_version = ir
+    del proto.opset_import[1 if "local" not in body else 2 :]
+    done = fp8graph.optimize(proto, data=feeds(proto))
+    assert len(fp8_products(done.model)) == count
+    assert done.comparison is not None and not done.comparison.problems
+    assert (done.comparison.outputs["y"].sqnr_db or 0) > 20
+    session(done.model.SerializeToString())
+
+
+def test_a_dimension_of_minus_one_is_open():
+    """Old exporters wrote that; ONNX Runtime takes any length there."""
+    proto = from_text(HEAD + "m (float[N,16] x, float[16,16] w_0) => (float[N,16] y) { y = MatMul(x, w_0) }")
+    for value in (proto.graph.input[0], proto.graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_value = -1
+    done = optimized(proto, [{"x": np.ones((rows, 16), np.float32)} for rows in (1, 5)])
+    assert done.plan.shapes["x"].max == (5, 16) and done.planned == 1
