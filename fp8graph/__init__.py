@@ -29,10 +29,11 @@ if TYPE_CHECKING:
     from fp8graph.core.passes import Approximate, Exact, Opinion, PlanRule, Repair, RewritePass, Stage, Ulps
     from fp8graph.core.pipeline import Pipeline
     from fp8graph.data.attestation import Attestation
+    from fp8graph.data.difference import Difference
     from fp8graph.data.plan import Decision, Plan, Profile, Reason
     from fp8graph.data.recipe import Recipe
     from fp8graph.data.target import Target
-    from fp8graph.flow import attest, build, calibrate, check, compare, doctor, inspect, optimize
+    from fp8graph.flow import attest, bench, build, calibrate, check, compare, diff, doctor, inspect, optimize, report
 
     __version__: str
 
@@ -50,10 +51,23 @@ _HOMES = {
     "fp8graph.core.passes": ("Approximate", "Exact", "Opinion", "PlanRule", "Repair", "RewritePass", "Stage", "Ulps"),
     "fp8graph.core.pipeline": ("Pipeline",),
     "fp8graph.data.attestation": ("Attestation",),
+    "fp8graph.data.difference": ("Difference",),
     "fp8graph.data.plan": ("Decision", "Plan", "Profile", "Reason"),
     "fp8graph.data.recipe": ("Recipe",),
     "fp8graph.data.target": ("Target",),
-    "fp8graph.flow": ("attest", "build", "calibrate", "check", "compare", "doctor", "inspect", "optimize"),
+    "fp8graph.flow": (
+        "attest",
+        "bench",
+        "build",
+        "calibrate",
+        "check",
+        "compare",
+        "diff",
+        "doctor",
+        "inspect",
+        "optimize",
+        "report",
+    ),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -63,6 +77,7 @@ __all__ = [
     "BackendError",
     "Context",
     "Decision",
+    "Difference",
     "Exact",
     "Fp8GraphError",
     "InputError",
@@ -85,13 +100,16 @@ __all__ = [
     "UsageError",
     "__version__",
     "attest",
+    "bench",
     "build",
     "calibrate",
     "check",
     "compare",
+    "diff",
     "doctor",
     "inspect",
     "optimize",
+    "report",
 ]
 
 

@@ -10,9 +10,11 @@ Fp8GraphError
 
 from __future__ import annotations
 
-from typing import ClassVar
+TYPE_CHECKING = False  # typing.TYPE_CHECKING, without importing typing: errors are part of every `--help`
+if TYPE_CHECKING:
+    from typing import ClassVar
 
-from fp8graph.base.findings import Finding
+    from fp8graph.base.findings import Finding
 
 
 class Fp8GraphError(Exception):

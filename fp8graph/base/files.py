@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +31,8 @@ class WrittenFile:
 
 def sha256_of(path: Path) -> str:
     """Hex digest of a file, read in pieces."""
+    import hashlib  # here and below: `--help` needs neither this nor temporary folders
+
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -110,6 +109,9 @@ def staged(output: Path) -> Iterator[Path]:
     whoever sees the output sees what belongs to it. A full disk or a missing permission is a BackendError, and
     leaves nothing.
     """
+    import shutil
+    import tempfile
+
     prefix = f"{_STAGING}{output.name}-"
     folder: Path | None = None
     try:

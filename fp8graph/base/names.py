@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
+import os
 import re
 from collections.abc import Iterable
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name most like `name`, or None where none is near."""
-    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
-    return close[0] if close else None
+    import difflib  # only for messages
+
+    close = difflib.get_close_matches(name, sorted(known), n=8, cutoff=0.5)
+    if not close:
+        return None
+
+    def like(other: str) -> tuple[float, int]:
+        """How alike it is; of two equally alike the one that begins alike."""
+        return difflib.SequenceMatcher(None, other, name).ratio(), len(os.path.commonprefix([name, other]))
+
+    return max(close, key=like)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -45,9 +45,10 @@ def input_specs(model: ir.Model) -> list[InputSpec]:
 def open_samples(
     data: Any, model: ir.Model, notes: Notes, *, samples: int | None = None, batch: int | None = None, seed: int = 0
 ) -> Samples:
-    """The feeds of `data`: a URI or several, a mapping of arrays, an iterable of feeds, or a function that gives one.
+    """The samples of `data`: a URI or several, a mapping of arrays, an iterable of feeds, or a function that gives one.
 
-    URIs: `f.npz`, `f.npy` (models with one input), a folder, `random`. Only the first `samples` are read. Raises
+    A sample is one feed: what the model takes in one run, a whole batch. URIs: `f.npz`, `f.npy` (models with one
+    input), a folder, `random`. Only the first `samples` are read. Raises
     InputError FG107 (does not fit the model) or FG108 (cannot be read).
     """
     specs = input_specs(model)
@@ -62,6 +63,13 @@ def open_samples(
             raise InputError("the data holds no sample", where=label, do="give at least one", code="FG107")
 
     return Samples(label, limited, samples)
+
+
+def files_of(data: Any) -> list[Path]:
+    """The files that would be read as data, those in folders included; empty for what is no path."""
+    items = [data] if isinstance(data, (str, Path)) else data if isinstance(data, (list, tuple)) else []
+    paths = [Path(item) for item in items if isinstance(item, (str, Path))]
+    return [file for path in paths for file in (npz.files_in(path) if path.is_dir() else [path])]
 
 
 def _reader(
@@ -131,7 +139,7 @@ def _cut_feeds(
             notes.add(
                 "FG122",
                 "",
-                f"{where}: {item.rest} samples of '{name}' do not fill a batch and are left out",
+                f"{where}: {item.rest} rows of '{name}' do not fill a batch and are left out",
                 severity="warning",
             )
     return feeds(cuts, where)

@@ -2,39 +2,35 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import itertools
-import json
 import math
 import os
 import sys
-import tempfile
-import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TextIO
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
-from fp8graph.base.codes import CODES
 from fp8graph.base.errors import BackendError, Fp8GraphError, InternalError
-from fp8graph.base.files import WrittenFile
-from fp8graph.base.findings import Finding
 from fp8graph.base.progress import SILENT, Progress
-from fp8graph.cli import logs
 from fp8graph.cli.main import detach_stdout, version
+
+if TYPE_CHECKING:  # `--help` needs none of these
+    import argparse
+
+    from fp8graph.base.files import WrittenFile
+    from fp8graph.base.findings import Finding
 
 SCHEMA = "fp8graph.result/1"
 _ANSI = {"bold": "1", "dim": "2", "bad": "31", "good": "32", "warn": "33"}
 _FINDINGS_SHOWN = 12
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What a command has come to: `text` for people, the rest for the result document."""
 
     text: str
-    result: Mapping[str, Any] = field(default_factory=dict)
+    result: Mapping[str, Any] = MappingProxyType({})
     status: int = 0
     files: Sequence[WrittenFile] = ()
     findings: Sequence[Finding] = ()
@@ -47,7 +43,7 @@ class Console:
         self.command, self.json, self.verbose, self.given = command, json, verbose, list(given)
         self.progress: Progress = SILENT
         self._color = color
-        self._bars: Any = None
+        self._logs: Any = None  # the module, once the options are known; `--help` needs none
         for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is no reason to fail
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
@@ -64,7 +60,13 @@ class Console:
     def configure(self, args: argparse.Namespace) -> None:
         """Takes over the common options. Raises UsageError for a log file that cannot be written."""
         self._color, self.verbose = args.color, args.verbose
+        from fp8graph.cli import logs
+
+        if args.log_file is not None:
+            logs.refuse_taken(args)
+        self._logs = logs
         logs.start(verbose=args.verbose, quiet=args.quiet, file=args.log_file, paint=self.paint_error)
+        self._note(f"{version()}, arguments: {self.given}")
         if not args.quiet:
             from fp8graph.cli.progress import choose
 
@@ -85,11 +87,15 @@ class Console:
             self.say(outcome.text)
         else:
             self._document(outcome.status, outcome.files, outcome.findings, None, outcome.result)
+        self._note(f"status {outcome.status}; wrote {', '.join(file.path for file in outcome.files) or 'nothing'}")
         return outcome.status
 
     def fail(self, error: Fp8GraphError) -> int:
         """Reports an error and returns its status. The error may carry `findings`, and a `result` mapping."""
         self.close()
+        if isinstance(error, InternalError) and error.__cause__ is not None:
+            saved = f"traceback in {self._save_traceback(error)}"
+            error.where = f"{error.where}, {saved}" if error.where else saved
         findings: Sequence[Finding] = getattr(error, "findings", ())
         if self.json:
             self._failure(error.status, error.to_json(), findings, getattr(error, "result", {}))
@@ -97,6 +103,8 @@ class Console:
             self._explain_findings(findings)
         self._say_error_form(error)
         if self.verbose > 1 or (self.verbose and isinstance(error, InternalError)):
+            import traceback
+
             self.say_error(traceback.format_exc().rstrip())
         return error.status
 
@@ -113,13 +121,18 @@ class Console:
         if self.json:
             self._failure(shown.status, shown.to_json())
         self._say_error_form(shown)
+        import traceback
+
+        told = "".join(traceback.format_exception(error)).rstrip()
+        self._note(told, error=True)
         if self.verbose:
-            self.say_error("".join(traceback.format_exception(error)).rstrip())
+            self.say_error(told)
         return shown.status
 
     def interrupted(self, status: int) -> int:
-        """Reports Ctrl-C."""
+        """Reports Ctrl-C, or a signal that asked for the end."""
         self.close()
+        self._note(f"interrupted, status {status}", error=True)
         if self.json:
             error = {"code": "FG131", "what": "interrupted", "where": "", "why": "", "do": "run the command again"}
             self._failure(status, error)
@@ -134,9 +147,7 @@ class Console:
             detach_stdout()
         except OSError as error:
             detach_stdout()
-            raise BackendError(
-                "the result could not be printed", where="stdout", why=str(error), code="FG130"
-            ) from error
+            raise unprintable(error) from error
         return 0
 
     def say_error(self, text: str) -> None:
@@ -144,11 +155,17 @@ class Console:
         with contextlib.suppress(OSError):
             print(text, file=sys.stderr, flush=True)
 
-    def close(self) -> None:
-        """Ends what is still shown as running. May be called again."""
+    def close(self, *, logs: bool = False) -> None:
+        """Ends what is still shown as running, with `logs` also the log. May be called again."""
         close = getattr(self.progress, "close", None)
         if close:
             close()
+        if logs and self._logs is not None:
+            self._logs.stop()
+
+    def _note(self, text: str, *, error: bool = False) -> None:
+        if self._logs is not None:
+            self._logs.note(text, error=error)
 
     def _colored(self, stream: TextIO) -> bool:
         if os.environ.get("NO_COLOR") or self._color == "never":
@@ -172,6 +189,8 @@ class Console:
             "error": error,
             "result": _finite(result),
         }
+        import json
+
         self.say(json.dumps(document, indent=2, allow_nan=False))
 
     def _failure(
@@ -191,14 +210,19 @@ class Console:
             self.say_error(line)
 
     def _say_error_form(self, error: Fp8GraphError) -> None:
+        self._note(f"status {error.status}; {error}", error=True)
         first, *rest = str(error).split("\n")
         head, _, what = first.partition(": ")
         self.say_error("\n".join([f"{self.paint_error('bad', head)}: {what}", *rest]))
+        from fp8graph.base.codes import CODES
+
         if error.code in CODES:
             self.say_error(f"  more:  python -m fp8graph explain {error.code}")
 
     def _save_traceback(self, error: BaseException) -> str:
         import platform
+        import tempfile
+        import traceback
 
         lines = [
             f"{version()}, Python {platform.python_version()}, {platform.platform()}",
@@ -218,7 +242,13 @@ class Console:
                 file.write("\n".join(lines))
         except OSError:
             return "no file could be written; run it again with -v"
-        return str(Path(file.name))
+        return file.name
+
+
+def unprintable(error: OSError) -> BackendError:
+    """The error for a stdout that takes nothing more."""
+    do = "make room, or send stdout elsewhere"
+    return BackendError("the result could not be printed", where="stdout", why=str(error), do=do, code="FG130")
 
 
 def _short_or_verbose(token: str) -> bool:

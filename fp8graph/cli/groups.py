@@ -139,9 +139,9 @@ class Data:
             help=".npz, .npy, a folder of them, or random",
         )
         parser.option(
-            group, "--samples", type=values.whole(1), metavar="N", known_as=("--iterations",), help="at most N samples"
+            group, "--samples", type=values.whole(1), metavar="N", known_as=("--iterations",), help="at most N samples: what the model takes in one run is one"
         )
-        group.add_argument("--batch", type=values.whole(1), metavar="N", help="feed N at a time where that is free")
+        group.add_argument("--batch", type=values.whole(1), metavar="N", help="N rows of each array in a sample, where that is free (1)")
         group.add_argument("--seed", type=values.whole(), default=0, metavar="N", help="for random data (0)")
         CustomOps.add(parser, group)
 
@@ -187,7 +187,18 @@ class Select:
             group.add_argument(option, nargs="+", action="extend", metavar=metavar, help=what)
         group.add_argument("--fp8-everywhere", action="store_true", help="also where it does not pay")
         group.add_argument(
-            "--attention", type=values.choice("auto", "off"), default="auto", metavar="HOW", help="auto or off"
+            "--attention",
+            type=values.choice("auto", "off", "must-fuse"),
+            default="auto",
+            metavar="HOW",
+            help="auto, off, or must-fuse: one operator that the builder has to fuse in FP8, or fails",
+        )
+        group.add_argument(
+            "--kv-cache",
+            type=values.choice("keep", "fp8"),
+            default="keep",
+            metavar="HOW",
+            help="keep, or fp8: caches of keys and values become FP8 inputs and outputs",
         )
         parser.add_argument(
             "--disable-mha-qdq",
@@ -205,6 +216,20 @@ class Select:
         )
 
     @staticmethod
+    def typed(args: argparse.Namespace) -> list[str]:
+        """The arguments that ask for the same once more, as they would be typed: for a command to go on with."""
+        words: list[str] = []
+        for name, value in (*Policy.read_passes(args).items(), *Select.read(args).items()):
+            option = "--" + name.replace("_", "-")
+            if value is True:
+                words.append(option)
+            elif isinstance(value, tuple):
+                words += [option, *value]
+            elif value and not (name, value) in (("attention", "auto"), ("kv_cache", "keep")):
+                words += [option, str(value)]
+        return words
+
+    @staticmethod
     def read(args: argparse.Namespace) -> dict[str, Any]:
         """The lists as tuples, and the rest."""
         lists = {name: tuple(value) if (value := getattr(args, name)) else None for name in Select.LISTS}
@@ -212,6 +237,7 @@ class Select:
             **lists,
             "fp8_everywhere": args.fp8_everywhere,
             "attention": args.attention,
+            "kv_cache": args.kv_cache,
             "high_precision_dtype": args.high_precision_dtype,
         }
 
@@ -232,6 +258,19 @@ class Policy:
         )
 
     @staticmethod
+    def passes(group: argparse._ArgumentGroup) -> None:
+        """Declares --passes and --pass-file."""
+        group.add_argument(
+            "--passes", action="append", metavar="'A,B{X=2}'", help="append these passes to the recipe's"
+        )
+        group.add_argument("--pass-file", metavar="F.py:CLASS", help="run a pass of your own")
+
+    @staticmethod
+    def read_passes(args: argparse.Namespace) -> dict[str, Any]:
+        """passes, pass_file."""
+        return {"passes": ",".join(args.passes) if args.passes else None, "pass_file": args.pass_file}
+
+    @staticmethod
     def recipe_name(args: argparse.Namespace) -> str | None:
         """The recipe that was asked for, by our name."""
         return None if args.recipe is None else _MODES.get(args.recipe, args.recipe)
@@ -248,15 +287,18 @@ class Shapes:
     )
 
     @staticmethod
-    def add(parser: Parser) -> None:
-        """Declares them."""
+    def add(parser: Parser, *, profiles: bool = False) -> None:
+        """Declares them; with `profiles` also --profile, which says what profile the shapes behind it are of."""
         group = parser.add_argument_group("shapes", "x:[1,3,224,224] or x:1x3x224x224, several after one option")
+        if profiles:
+            what = "the shapes behind this are of optimisation profile N (0, 1, ...)"
+            group.add_argument("--profile", type=values.whole(0), metavar="N", help=what)
         for name, aliases, what in Shapes.KINDS:
             parser.option(
                 group,
                 "--" + name.replace("_", "-"),
                 nargs="+",
-                action="extend",
+                action=_ShapesOfProfile,
                 type=values.shapes,
                 metavar="X:SHAPE",
                 known_as=aliases,
@@ -270,9 +312,22 @@ class Shapes:
         A missing least or largest shape is the most usual one; a missing most usual one is the largest.
         Raises UsageError where the three do not fit together, or `--shapes` and another name one input.
         """
-        given = {name: _merged(getattr(args, name), name) for name, _, _ in Shapes.KINDS}
-        inputs = dict.fromkeys(name for shapes in given.values() for name in shapes)
-        return {name: _profile(name, given) for name in inputs} or None
+        found = Shapes.read_profiles(args)
+        return found[0] if found else None
+
+    @staticmethod
+    def read_profiles(args: argparse.Namespace) -> tuple[Mapping[str, Any], ...] | None:
+        """Profiles by input for each --profile, None where no shape was given.
+
+        Raises UsageError as `read` does, and where the profiles are not numbered 0, 1, 2 ..., or hold no shape.
+        """
+        numbers = {number for name, _, _ in Shapes.KINDS for number, _ in getattr(args, name) or ()}
+        last = getattr(args, "profile", None)
+        numbers |= set() if last is None else {last}
+        if numbers != set(range(len(numbers))):
+            missing = min(set(range(max(numbers))) - numbers)
+            raise _shape_error("a profile is missing", "--profile", f"{max(numbers)} was given and {missing} was not")
+        return tuple(_of_profile(args, number) for number in sorted(numbers)) or None
 
 
 class Page:
@@ -300,9 +355,28 @@ class Page:
         return str(args.name)
 
 
-def _merged(lists: list[dict[str, values.Shape]] | None, option: str) -> dict[str, values.Shape]:
+class _ShapesOfProfile(argparse.Action):
+    """Collects (profile, shapes); the profile is the one that --profile has named last."""
+
+    def __call__(self, parser: Any, namespace: Any, given: Any, option_string: str | None = None) -> None:
+        number = getattr(namespace, "profile", None) or 0
+        held = getattr(namespace, self.dest, None) or []
+        setattr(namespace, self.dest, [*held, *((number, shapes) for shapes in given)])
+
+
+def _of_profile(args: argparse.Namespace, number: int) -> Mapping[str, Any]:
+    given = {}
+    for name, _, _ in Shapes.KINDS:
+        given[name] = _merged([shapes for of, shapes in getattr(args, name) or () if of == number], name)
+    inputs = dict.fromkeys(name for shapes in given.values() for name in shapes)
+    if not inputs:
+        raise _shape_error(f"profile {number} has no shapes", f"--profile {number}", "shapes stand behind it")
+    return {name: _profile(name, given) for name in inputs}
+
+
+def _merged(lists: Sequence[dict[str, values.Shape]], option: str) -> dict[str, values.Shape]:
     merged: dict[str, values.Shape] = {}
-    for shapes in lists or []:
+    for shapes in lists:
         for name, shape in shapes.items():
             if merged.setdefault(name, shape) != shape:
                 raise _shape_error(
@@ -312,7 +386,7 @@ def _merged(lists: list[dict[str, values.Shape]] | None, option: str) -> dict[st
 
 
 def _profile(name: str, given: Mapping[str, Mapping[str, values.Shape]]) -> Any:
-    from fp8graph.data.plan import Profile
+    from fp8graph.data.plan import Profile, ProfileError
 
     alike, low, usual, high = (given[kind].get(name) for kind, _, _ in Shapes.KINDS)
     if alike is not None:
@@ -322,8 +396,8 @@ def _profile(name: str, given: Mapping[str, Mapping[str, values.Shape]]) -> Any:
     usual = next(shape for shape in (usual, high, low) if shape is not None)
     try:
         return Profile(usual if low is None else low, usual, usual if high is None else high)
-    except ValueError as error:
-        raise _shape_error(f"the shapes of '{name}' do not fit together", "--min-shapes ...", str(error)) from error
+    except ProfileError as error:
+        raise _shape_error(f"the shapes of '{name}' do not fit together", "--min-shapes ...", error.what) from error
 
 
 def _shape_error(what: str, where: str, why: str) -> UsageError:

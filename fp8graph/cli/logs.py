@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fp8graph.base.errors import UsageError
+from fp8graph.base.files import same_file
 
 _FIRST_LINE = "# fp8graph log"
+# What commands write beside their output.
+_BESIDE = (".plan.json", ".plan.safetensors", ".data", ".json", ".log")
 
 
 def start(*, verbose: int, quiet: bool, file: str | None, paint: Callable[[str, str], str]) -> None:
@@ -35,6 +40,44 @@ def start(*, verbose: int, quiet: bool, file: str | None, paint: Callable[[str, 
             python.addHandler(handler)
     if not python.handlers:
         python.addHandler(logging.NullHandler())
+
+
+def note(text: str, *, error: bool = False) -> None:
+    """Writes to the log file alone, where there is one: what stderr and stdout are told in another form."""
+    record = logging.LogRecord("fp8graph", logging.ERROR if error else logging.INFO, "", 0, text, None, None)
+    for handler in _loggers()[0].handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
+
+
+def refuse_taken(args: argparse.Namespace) -> None:
+    """Raises UsageError FG103 where the log file is one that the command reads or writes; nothing is written yet."""
+    log = Path(args.log_file)
+    for option, text in _texts(args):
+        named = [Path(text)]
+        if option == "output":
+            named += [Path(text + suffix) for suffix in _BESIDE]
+        elif option == "pass_file":
+            named = [Path(text.rpartition(":")[0])]
+        elif option in ("a", "b") and not named[0].exists():
+            named = [Path(text.rpartition("@")[0] or text)]
+        for path in named:
+            if same_file(log, path) or os.path.abspath(log) == os.path.abspath(path):
+                raise UsageError(
+                    "the log file is one that this command reads or writes",
+                    where=f"--log-file {args.log_file}",
+                    why=f"{path} is named, too",
+                    do="choose another name after --log-file",
+                    code="FG103",
+                )
+
+
+def _texts(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    for option, value in vars(args).items():
+        if option not in ("log_file", "color", "progress"):
+            for item in value if isinstance(value, list) else [value]:
+                if isinstance(item, str) and item:
+                    yield option, item
 
 
 def stop() -> None:

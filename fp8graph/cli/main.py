@@ -18,8 +18,11 @@ COMMANDS = {
     "build": "Builds an engine from a model that `optimize` wrote.",
     "attest": "Says for every planned operator what the engine really does.",
     "compare": "Runs two models on the same data and measures how far they lie apart.",
+    "bench": "Measures how fast engines are on the GPU of this machine.",
     "check": "Reports what keeps a model's Q/DQ from running in low precision.",
+    "diff": "Lays two plans, models or engines side by side: what changed.",
     "inspect": "Shows what is in a model, plan, ranges, engine or attestation.",
+    "report": "Joins plan, comparison and attestation by operator.",
     "doctor": "Lists versions, devices and usable targets, and why the others are not.",
     "targets": "Lists targets, or shows what one can run and which source says so.",
     "recipes": "Lists recipes, shows one, or validates a file.",
@@ -35,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit status; no exception leaves this function."""
     given = list(sys.argv[1:] if argv is None else argv)
     try:
+        open_streams()
         command, rest = split(given)
         if command is None and {"-h", "--help"} & set(rest):
             return _say(top_help())
@@ -84,7 +88,8 @@ def top_help() -> str:
             "  python -m fp8graph build m.fp8.onnx -o m.engine --target tensorrt-rtx --attest",
             "",
             "`python -m fp8graph COMMAND --help` lists the options of a command; all take --json, -v, -q, --log-file.",
-            "status: 0 done, 1 the answer is no, 2 wrong call, 3 input refused, 4 backend or machine, 5 our bug",
+            "status: 0 done, 1 the answer is no, 2 wrong call, 3 input refused, 4 backend or machine, 5 our bug,",
+            "        130 interrupted by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP (nothing half-written remains)",
         ]
     )
 
@@ -101,7 +106,32 @@ def _say(text: str) -> int:
         print(text, flush=True)
     except BrokenPipeError:
         detach_stdout()
+    except OSError as error:
+        detach_stdout()
+        from fp8graph.cli.console import unprintable
+
+        shown = unprintable(error)
+        print(shown, file=sys.stderr, flush=True)
+        return shown.status
     return 0
+
+
+def open_streams() -> None:
+    """Opens the null device for each of stdin, stdout and stderr that the caller has closed (`>&-`).
+
+    Python leaves None there, and the first file that is opened would get the number of the closed stream.
+    """
+    if None not in (sys.stdin, sys.stdout, sys.stderr):
+        return
+    import os
+
+    while (number := os.open(os.devnull, os.O_RDWR)) < 3:
+        os.set_inheritable(number, True)
+    os.close(number)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)
 
 
 def detach_stdout() -> None:

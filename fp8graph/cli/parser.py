@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import difflib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from types import ModuleType
@@ -85,6 +85,8 @@ class Parser(argparse.ArgumentParser):
             name = token.partition("=")[0]
             if not name.startswith("--") or name in known:
                 continue
+            import difflib
+
             shown = [option for option, action in known.items() if action.help != argparse.SUPPRESS]
             # without the dashes, which are alike in all of them
             near = difflib.get_close_matches(name[2:], [option[2:] for option in shown if option[:2] == "--"], n=1)
@@ -96,11 +98,23 @@ class Parser(argparse.ArgumentParser):
             )
 
 
+def _columns() -> int:
+    """Width of the terminal as shutil tells it, whose import takes longer than all the rest of `--help`."""
+    try:
+        return int(os.environ["COLUMNS"]) or 80
+    except (KeyError, ValueError):
+        pass
+    try:
+        return os.get_terminal_size(1).columns or 80
+    except OSError:
+        return 80
+
+
 class _Formatter(argparse.RawDescriptionHelpFormatter):
     """Help with room for long option names."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=34)
+        super().__init__(prog, max_help_position=34, width=_columns() - 2)
 
     def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
         if action.nargs in ("+", "*") and action.option_strings:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
 import importlib
+import os
 from collections.abc import Sequence
 from types import ModuleType
 
 from fp8graph.base.errors import BackendError, Fp8GraphError, UsageError
-from fp8graph.cli import logs
 from fp8graph.cli.console import Console
 from fp8graph.cli.main import COMMANDS, top_help, version
 from fp8graph.cli.parser import Parser, before_dashes, spelled
-
-INTERRUPTED = 130
+from fp8graph.cli.signals import status_of, stopping
 
 
 def run(command: str | None, rest: Sequence[str], given: Sequence[str]) -> int:
@@ -22,11 +20,12 @@ def run(command: str | None, rest: Sequence[str], given: Sequence[str]) -> int:
     tokens = spelled(rest)
     console = Console.for_tokens(command or "", tokens, given)
     try:
-        return _run(command, tokens, console)
+        with stopping():
+            return _run(command, tokens, console)
     except Fp8GraphError as error:
         return console.fail(error)
-    except KeyboardInterrupt:
-        return console.interrupted(INTERRUPTED)
+    except KeyboardInterrupt as error:
+        return console.interrupted(status_of(error))
     except MemoryError:
         return console.fail(_out_of_memory())
     except OSError as error:
@@ -34,12 +33,13 @@ def run(command: str | None, rest: Sequence[str], given: Sequence[str]) -> int:
             return console.fail(
                 BackendError("the disk is full", where=str(error.filename or ""), why=str(error), code="FG130")
             )
+        if error.errno == errno.ENOENT and not _is_somewhere():
+            return console.fail(_nowhere())
         return console.fail(_out_of_memory()) if error.errno == errno.ENOMEM else console.crash(error)
     except Exception as error:
         return console.crash(error)
     finally:
-        console.close()
-        logs.stop()
+        console.close(logs=True)
 
 
 def _run(command: str | None, tokens: list[str], console: Console) -> int:
@@ -72,12 +72,32 @@ def _module(command: str) -> ModuleType:
             do=f"name the command first: python -m fp8graph COMMAND {command} ...",
             code="FG101",
         )
+    import difflib
+
     near = difflib.get_close_matches(command, COMMANDS, n=1, cutoff=0.4)
     raise UsageError(
         f"there is no command '{command}'",
         where="python -m fp8graph",
         do=f"did you mean '{near[0]}'?" if near else "known: " + ", ".join(COMMANDS),
         code="FG101",
+    )
+
+
+def _is_somewhere() -> bool:
+    try:
+        os.getcwd()
+    except OSError:
+        return False
+    return True
+
+
+def _nowhere() -> UsageError:
+    return UsageError(
+        "the folder that this was started in does not exist any more",
+        where="the working folder",
+        why="names without a path lie in it",
+        do="cd to a folder that exists",
+        code="FG112",
     )
 
 

@@ -15,6 +15,7 @@ from fp8graph.compare.outputs import compare_outputs
 from fp8graph.data.comparison import Comparison, DefaultSession
 from fp8graph.graph import walk
 from fp8graph.runners.base import Runner
+from fp8graph.runners.coded import around
 from fp8graph.runners.onnxruntime import OnnxRuntime
 
 # What makes ONNX Runtime compute FP8 Q/DQ as written; see runners/onnxruntime.py.
@@ -33,7 +34,7 @@ def try_default(
     if any(value.dtype == ir.DataType.BFLOAT16 for _, graph in walk.graphs(model) for value in walk.values(graph)):
         return DefaultSession(False, "ONNX Runtime's CPU provider has no bf16 kernels", {})
     try:
-        plain = OnnxRuntime(path if path is not None else model, exact=False, libraries=libraries)
+        plain = around(OnnxRuntime(path if path is not None else model, exact=False, libraries=libraries), model)
         some = list(itertools.islice(feeds, 2))
         exact, found = compare_outputs(before, after, some), compare_outputs(before, plain, some)
     except BackendError as error:

@@ -1,7 +1,9 @@
 """What rows of a target's table may ask about an op: a closed list of facts, computed from the graph and its shapes.
 
 Conv      kernel_elements, in_channels, out_channels, group, channels_per_group, depthwise
-MatMul    vector (an operand of rank 1), packed_qkv, attention, keys, head_size
+MatMul    vector (an operand of rank 1), packed_qkv, attention; of attention keys (the least number of them), queries
+          (the most of them), head_size, guarded (a guard against NaN behind Softmax
+          is what keeps it from fusing)
 Gemm      vector, packed_qkv
 all       high (`half` or `single`)
 """
@@ -9,7 +11,7 @@ all       high (`half` or `single`)
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 
 import onnx_ir as ir
@@ -20,19 +22,24 @@ from fp8graph.graph import walk
 from fp8graph.graph.tensors import dims, is_constant
 
 Dims = tuple[int | None, ...]
-_MOVES = frozenset({"Reshape", "Transpose", "Unsqueeze", "Squeeze", "Identity", "Cast"})
+_MOVES = frozenset(
+    {"Reshape", "Transpose", "Unsqueeze", "Squeeze", "Identity", "Cast", "QuantizeLinear", "DequantizeLinear"}
+)
 
 
 class Facts:
     """Facts about the ops of one model under the least shapes it will see.
 
     `shapes` maps a value's scope and name to its dimensions (`graph.protos.concrete_shapes`); what is not there is
-    taken from the value itself.
+    taken from the value itself. `largest` gives those under the largest shapes, and is called only where it matters.
     """
 
-    def __init__(self, model: ir.Model, shapes: Mapping[str, Dims]) -> None:
+    def __init__(
+        self, model: ir.Model, shapes: Mapping[str, Dims], largest: Callable[[], Mapping[str, Dims]] = dict
+    ) -> None:
         self._model = model
         self._shapes = shapes
+        self._largest = largest
         self._scopes = walk.scope_table(model)
 
     def dims(self, value: ir.Value | None) -> Dims | None:
@@ -43,6 +50,10 @@ class Facts:
             return dims(value)
         known = self._shapes.get(walk.qualified(value, self._scopes))
         return known if known is not None else dims(value)
+
+    @cached_property
+    def _most(self) -> Mapping[str, Dims]:
+        return self._largest()
 
     @cached_property
     def _depths(self) -> dict[int, int]:
@@ -101,18 +112,24 @@ class Facts:
             "attention": node in self.attentions,
         }
         item = self.attentions.get(node)
-        if item is not None:
-            scores = self.dims(item.scores.outputs[0])
-            query = self.dims(item.scores.inputs[0])
-            if scores and scores[-1] is not None:
-                facts["keys"] = scores[-1]
-            if query and query[-1] is not None:
-                facts["head_size"] = query[-1]
+        return facts | self._attention(item) if item is not None else facts
+
+    def _attention(self, item: attention.Attention) -> dict[str, Fact]:
+        facts: dict[str, Fact] = {"guarded": item.guarded and not item.exposed}
+        scores = self.dims(item.scores.outputs[0])
+        query = self.dims(item.scores.inputs[0])
+        if scores and scores[-1] is not None:
+            facts["keys"] = scores[-1]
+        if scores and len(scores) > 1 and scores[-2] is not None:
+            most = scores if scores[-2] > 1 else self._most.get(self.qualified(item.scores.outputs[0]), scores)
+            facts["queries"] = most[-2] or scores[-2]
+        if query and query[-1] is not None:
+            facts["head_size"] = query[-1]
         return facts
 
     def _packed(self, node: ir.Node) -> bool:
         """Whether the product's result is split into three or more parts after data movement (packed qkv)."""
-        if not any(is_constant(value) for value in node.inputs[:2]):
+        if not any(attention.is_weight(value) for value in node.inputs[:2]):
             return False
         value, steps = node.outputs[0], 0
         while steps < 12:
@@ -126,7 +143,7 @@ class Facts:
             if user.op_type == "Split":
                 return len(user.outputs) >= 3
             if user.op_type not in _MOVES and not (
-                user.op_type == "Add" and any(is_constant(operand) for operand in user.inputs)
+                user.op_type == "Add" and any(attention.is_weight(operand) for operand in user.inputs)
             ):
                 return False
             value, steps = user.outputs[0], steps + 1

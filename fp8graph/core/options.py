@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from fp8graph.base.errors import UsageError
+from fp8graph.base.errors import InputError, UsageError
 from fp8graph.base.names import OpPattern, did_you_mean
 from fp8graph.data.recipe import HighChoice, Recipe
 
@@ -19,7 +20,8 @@ class Options:
     nodes_to_quantize       patterns of ops that are to be quantized: a wish that the target may refuse with status 2
     nodes_to_exclude        patterns of ops that stay
     fp8_everywhere          also where it does not pay
-    attention               `off` keeps the products of attention
+    attention               `off` keeps the products of attention; `must-fuse` makes each one operator that has to fuse
+    kv_cache                `fp8` holds caches of keys and values in FP8: inputs and outputs change their type
     high_precision_dtype    type of the high-precision part
     """
 
@@ -28,13 +30,16 @@ class Options:
     nodes_to_quantize: tuple[str, ...] | None = None
     nodes_to_exclude: tuple[str, ...] | None = None
     fp8_everywhere: bool = False
-    attention: Literal["auto", "off"] = "auto"
+    attention: Literal["auto", "off", "must-fuse"] = "auto"
     high_precision_dtype: HighChoice | None = None
+    kv_cache: Literal["keep", "fp8"] = "keep"
 
     def __post_init__(self) -> None:
-        if self.attention not in ("auto", "off"):
+        if self.kv_cache not in ("keep", "fp8"):
+            raise UsageError(f"--kv-cache takes keep or fp8, not '{self.kv_cache}'", where="--kv-cache", code="FG100")
+        if self.attention not in ("auto", "off", "must-fuse"):
             raise UsageError(
-                f"--attention takes auto or off, not '{self.attention}'", where="--attention", code="FG100"
+                f"--attention takes auto, off or must-fuse, not '{self.attention}'", where="--attention", code="FG100"
             )
         if self.high_precision_dtype not in (None, "keep", "fp32", "fp16", "bf16"):
             raise UsageError(
@@ -52,6 +57,23 @@ class Options:
             if value != item.default:
                 out[item.name] = list(value) if isinstance(value, tuple) else value
         return out
+
+    @staticmethod
+    def again(asked: Mapping[str, Any]) -> Options:
+        """The options that a plan was made with. Raises InputError FG111 where one is none."""
+        known = {item.name for item in fields(Options)}
+        given = {name: tuple(v) if isinstance(v, list) else v for name, v in asked.items() if name in known}
+        for name, value in given.items():
+            texts = isinstance(value, tuple) and all(isinstance(item, str) for item in value)
+            if not texts if name.startswith(("op_types", "nodes")) else isinstance(value, tuple):
+                raise InputError(
+                    "the plan is damaged",
+                    where=f"asked.{name}",
+                    why=f"it is {value!r}",
+                    do="make it anew",
+                    code="FG111",
+                )
+        return Options(**given)  # type: ignore[arg-type]
 
 
 class Selection:

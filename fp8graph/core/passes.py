@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -56,18 +56,40 @@ Exactness = Exact | Ulps | Approximate
 
 def pass_name(cls: type) -> str:
     """`FoldReluScale` is called `fold-relu-scale`; runs of capitals stay together (`InsertQDQ` -> `insert-qdq`)."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", cls.__name__).lower()
+    return pass_name_of(cls.__name__)
 
 
-class RewritePass(ABC):
+def pass_name_of(class_name: str) -> str:
+    """The same from the class's name alone."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", class_name).lower()
+
+
+class _Ranged:
+    """Options whose numbers have bounds.
+
+    ranges   the least and the largest value of each option that has them
+    """
+
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}
+
+    def __post_init__(self) -> None:
+        for option, (least, most) in self.ranges.items():
+            value = getattr(self, option)
+            if not least <= value <= most:
+                raise ValueError(f"'{option}' is {value}, and lies between {least} and {most}")
+
+
+class RewritePass(_Ranged, ABC):
     """Edits a model through `fp8graph.graph.edit`.
 
     stage   when it runs
     exact   what it promises about the outputs; `fp8graph.testing.check_pass` holds it to that
+    retypes whether it may change the types of the model's inputs and outputs; their names and shapes it may not
     """
 
     stage: ClassVar[Stage]
     exact: ClassVar[Exactness]
+    retypes: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
@@ -88,7 +110,7 @@ class Opinion:
     text: str
 
 
-class PlanRule(ABC):
+class PlanRule(_Ranged, ABC):
     """Has an opinion on one op, or none.
 
     firm   also asked where FP8 is wanted everywhere; False for rules about what pays or costs accuracy
@@ -106,7 +128,7 @@ class PlanRule(ABC):
         """The opinion on `op`; None asks the next rule. Reads weights if it must, never changes the model."""
 
 
-class Repair(ABC):
+class Repair(_Ranged, ABC):
     """Solves for numbers that make a decision cost less accuracy; they go into the plan, so that it replays alone.
 
     A repair sees one op and its weights at a time, never data or a runtime: what it needs of the data it names.

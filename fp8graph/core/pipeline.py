@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import onnx
 import onnx_ir as ir
 
-from fp8graph.base.errors import Fp8GraphError, PassContractError
+from fp8graph.base.errors import PassContractError
+from fp8graph.core.carried import undone
 from fp8graph.core.context import Context
+from fp8graph.core.contract import changes_of, holding
 from fp8graph.core.passes import RewritePass, Stage
 from fp8graph.graph import walk
 from fp8graph.graph.protos import weightless
@@ -32,6 +35,10 @@ class Pipeline:
         for item in made:
             if not isinstance(item, RewritePass):
                 raise PassContractError(f"{type(item).__name__} is no RewritePass", code="FG901")
+            if not isinstance(getattr(item, "stage", None), Stage):
+                why = f"its class says stage = {getattr(item, 'stage', None)!r}"
+                do = "write stage: ClassVar[Stage] = Stage.FOLD, or another stage, in its class"
+                raise PassContractError(f"the pass {item.name} has no stage", why=why, do=do, code="FG901")
         self.passes: tuple[RewritePass, ...] = tuple(
             sorted((p for p in made if isinstance(p, RewritePass)), key=lambda p: p.stage)
         )
@@ -58,39 +65,41 @@ class Pipeline:
 
 
 def _run_one(item: RewritePass, model: ir.Model, ctx: Context, *, verify: bool) -> int:
-    interface, before = _interface(model), _fingerprint(model)
-    try:
-        changed = item.rewrite(model, ctx)
-    except Fp8GraphError:
-        raise
-    except Exception as error:
-        raise PassContractError(
-            f"the pass {item.name} failed",
-            why=f"{type(error).__name__}: {error}",
-            do="report it with the model",
-            code="FG901",
-        ) from error
-    if _interface(model) != interface:
+    interface, before = _interface(model, types=not item.retypes), _fingerprint(model)
+    carried_out = item.stage > Stage.QUANTIZE and undone(model, ctx) is None
+    begin = time.perf_counter()
+    with holding("pass", item.name):
+        changed = changes_of(item.name, item.rewrite(model, ctx))
+    seconds = time.perf_counter() - begin
+    log.log(logging.INFO if changed else logging.DEBUG, "pass %s: %d changes, %.2f s", item.name, changed, seconds)
+    if _interface(model, types=not item.retypes) != interface:
         raise PassContractError(f"the pass {item.name} changed the model's inputs or outputs", code="FG901")
     if changed == 0 and _fingerprint(model) != before:
         raise PassContractError(f"the pass {item.name} changed the model and says that it did not", code="FG901")
     if ctx.plan is not None:
-        here = {place.key for place in walk.walk(model)}
+        here = {key for place in walk.walk(model) for key in walk.keys(place)}
         lost = [key for key, _ in ctx.plan.quantized() if key not in here]
         if lost:
             raise PassContractError(f"the pass {item.name} lost the planned op '{lost[0]}'", code="FG901")
+    missing = undone(model, ctx) if changed and carried_out else None
+    if missing is not None:
+        raise PassContractError(
+            f"the pass {item.name} took away what the plan wants",
+            where=f"op {missing.key}, input {missing.slot}",
+            why=missing.text,
+            do=f"leave {item.name} out",
+            code="FG901",
+        )
     if changed:
         ctx.facts = None
-        log.debug("%s: %d changes", item.name, changed)
         if verify:
             _verify(item, model)
     return changed
 
 
-def _interface(model: ir.Model) -> list[Any]:
-    return [
-        [(v.name, str(v.type), str(v.shape)) for v in values] for values in (model.graph.inputs, model.graph.outputs)
-    ]
+def _interface(model: ir.Model, *, types: bool) -> list[Any]:
+    both = (model.graph.inputs, model.graph.outputs)
+    return [[(v.name, str(v.type) if types else "", str(v.shape)) for v in values] for values in both]
 
 
 def _fingerprint(model: ir.Model) -> list[Any]:

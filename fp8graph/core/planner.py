@@ -9,11 +9,15 @@ import numpy as np
 import onnx_ir as ir
 
 from fp8graph.base.errors import UsageError
+from fp8graph.core import attention, caches
 from fp8graph.core.context import Context, OpView
+from fp8graph.core.contract import holding, opinion_of
+from fp8graph.core.epilogues import note_epilogues
 from fp8graph.core.facts import Facts
 from fp8graph.core.options import Options, Selection
 from fp8graph.core.passes import Opinion, PlanRule
-from fp8graph.data.plan import Decision, High, Plan, Quant, Reason, Scale, Shapes
+from fp8graph.core.sharing import share_concat
+from fp8graph.data.plan import Cache, Decision, High, Plan, Quant, Reason, Scale, Shapes
 from fp8graph.formats.spec import Granularity, PerAxis, PerTensor
 from fp8graph.graph import tensors, walk
 from fp8graph.graph.stages import Normalized
@@ -44,12 +48,18 @@ def make_plan(
     planner = _Planner(normalized, list(rules), ctx, options, facts)
     ops = {place.key: planner.decide(place) for place in walk.walk(normalized.model)}
     planner.group_attention(ops)
+    if options.attention == "must-fuse":
+        planner.hold_fused(ops)
+    if ctx.recipe.concat:
+        ops = share_concat(ops, normalized.model, facts)
+    note_epilogues(ops, normalized.model, ctx, facts)
     return Plan(
         structure=normalized.structure,
         target=ctx.target.asked,
         recipe=ctx.recipe.to_json(),
         asked=options.asked(),
         shapes=dict(shapes),
+        caches=planner.caches() if options.kv_cache == "fp8" else {},
         ops=ops,
     )
 
@@ -67,7 +77,19 @@ class _Planner:
         self._finite: dict[ir.Value, bool] = {}
 
     def decide(self, place: walk.Place) -> Decision:
-        high = self._high(place.node)
+        """The decision on one op; in fp32 where the target has no kernel for it in the type asked for."""
+        high, node = self._high(place.node), place.node
+        row = self.target.untyped(node.op_type, high) if node.domain in ("", "ai.onnx") else None
+        if row is None:
+            return self._decided(place, high)
+        decision = self._decided(place, "fp32")
+        self.ctx.note("FG222", place.key, f"stays fp32: {row.text}")
+        if decision.do == "quantize":
+            return decision
+        why = Reason("FG222", f"target {self.target.name}: {row.source}", f"{row.text}; {decision.why.text}")
+        return decision.kept(why)
+
+    def _decided(self, place: walk.Place, high: High) -> Decision:
         op = OpView(place, self.facts, half=high != "fp32")
         vote = self._vote(op)
         kept = Decision(op.type, op.name, "keep", Reason(vote.opinion.code, vote.by, vote.opinion.text), high)
@@ -76,11 +98,10 @@ class _Planner:
         impossible = self._impossible(op)
         if impossible is not None:
             return self._refuse(op, vote, kept, impossible, by="the graph")
-        row = self.target.row(op.node.op_type, self.recipe.activations.format, op.facts)
+        format, row = self.target.worst(op.node.op_type, self._formats(op), op.facts)
         if row.status == "refused":
-            return self._refuse(
-                op, vote, kept, Opinion("keep", "FG301", row.text), by=f"target {self.target.name}: {row.source}"
-            )
+            refused = Opinion("keep", "FG301", row.text)
+            return self._refuse(op, vote, kept, refused, by=f"target {self.target.name}: {row.source}", format=format)
         if row.status == "costly" and not (self.everywhere or vote.wish):
             return kept.kept(Reason("FG304", f"target {self.target.name}: {row.source}", row.text))
         per_tensor = row.weights == "tensor" or self.recipe.weights.per == "tensor"
@@ -112,7 +133,8 @@ class _Planner:
         if options.attention == "off" and op.node in self.facts.attentions and op.node.op_type == "MatMul":
             return _Vote(Opinion("keep", "FG211", "attention was switched off"), "--attention off")
         for rule in self.rules:
-            opinion = rule.decide(op, self.ctx)
+            with holding("rule", rule.name, f"op {op.key}"):
+                opinion = opinion_of(rule.name, rule.decide(op, self.ctx), f"op {op.key}")
             if opinion is not None:
                 return _Vote(opinion, rule.name)
         wanted = options.op_types_to_quantize or self.recipe.ops
@@ -147,11 +169,21 @@ class _Planner:
             tensors.release(value)
         return self._finite[value]
 
-    def _refuse(self, op: OpView, vote: _Vote, kept: Decision, opinion: Opinion, *, by: str) -> Decision:
+    def _formats(self, op: OpView) -> list[str]:
+        """The formats that both operands would have."""
+        return [
+            (self.recipe.weights if tensors.is_constant(op.input(slot)) else self.recipe.activations).format
+            for slot in (0, 1)
+        ]
+
+    def _refuse(
+        self, op: OpView, vote: _Vote, kept: Decision, opinion: Opinion, *, by: str, format: str = ""
+    ) -> Decision:
         if not vote.wish:
             return kept.kept(Reason(opinion.code, by, opinion.text))
+        asked = format or self.recipe.activations.format
         raise UsageError(
-            f"{op.type} was asked for in {self.recipe.activations.format}, target '{self.target.name}' refuses it",
+            f"{op.type} was asked for in {asked}, target '{self.target.name}' refuses it",
             where=f'op {op.key}  (name "{op.name}")',
             why=opinion.text,
             do=f"leave it out of {vote.by}",
@@ -188,13 +220,55 @@ class _Planner:
         if choice != "keep":
             able = typed_slots(node, self.model.graph.opset_imports, tensors.ONNX[choice])
             return choice if able.inputs or able.outputs else "fp32"
-        for value in (*node.outputs, *node.inputs):
+        # A Cast has the type that it reads: that which it yields is said in its attribute.
+        for value in node.inputs if node.op_type == "Cast" else (*node.outputs, *node.inputs):
             kind = tensors.FLOATS.get(value.dtype) if value is not None and value.dtype is not None else None
             if kind == "fp16":
                 return "fp16"
             if kind == "bf16":
                 return "bf16"
         return "fp32"
+
+    def hold_fused(self, ops: dict[str, Decision]) -> None:
+        """Every attention is in FP8. Raises UsageError FG233 for the first that is not, or where the target has no
+        operator for it."""
+        if "write-quantized-attention" not in self.target.forms:
+            raise attention.unfused("of any", f"target '{self.target.name}' has no operator that has to fuse")
+        for item in dict.fromkeys(self.facts.attentions.values()):
+            members = [(key, ops[key]) for node in (item.scores, item.context) if (key := walk.node_key(node)) in ops]
+            # The one that was kept for a reason of its own, not the one that follows it.
+            for key, op in sorted(members, key=lambda member: member[1].why.code == "FG210"):
+                if op.do == "keep":
+                    raise attention.unfused(key, op.why.text)
+            why = self._unfusable(item)
+            if why:
+                raise attention.unfused(walk.node_key(item.context), why)
+
+    def _unfusable(self, item: attention.Attention) -> str:
+        """Why no fused kernel runs an attention though its products run in FP8 (tensorrt_rtx 1.7.1)."""
+        scores, query = self.facts.dims(item.scores.outputs[0]), self.facts.dims(item.scores.inputs[0])
+        if scores is not None and len(scores) == 4 and scores[0] == scores[1] == 1:
+            return "batch x heads is 1, for which no kernel fuses it"
+        if query is not None and (query[-1] or 0) > 256:
+            return f"its heads are of {query[-1]}, and none of more than 256 fuses"
+        return ""
+
+    def caches(self) -> dict[str, Cache]:
+        """Caches of keys and values, to be held in FP8. Raises UsageError FG109 where the model has none."""
+        found = {}
+        for item in caches.find(self.model):
+            seen = self.facts.qualified(item.output if item.output is not None else item.input)
+            quant = Quant(seen, "e4m3fn", PerTensor(), Scale("observed", self.recipe.activations.scale))
+            found[item.input.name or ""] = Cache(item.output.name or "" if item.output is not None else "", quant)
+        if not found:
+            raise UsageError(
+                "the model has no cache of keys and values",
+                where="--kv-cache fp8",
+                why="no float input is joined with new values, returned, and read by a product of two activations",
+                do="leave --kv-cache out, or export the model with its cache as inputs and outputs",
+                code="FG109",
+            )
+        return found
 
     def group_attention(self, ops: dict[str, Decision]) -> None:
         """Attention is all or nothing: one product kept keeps both, and the reason names it."""

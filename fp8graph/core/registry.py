@@ -10,20 +10,31 @@ import ast
 import importlib
 import importlib.util
 import re
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from fp8graph.base.errors import InternalError, UsageError
 from fp8graph.base.names import did_you_mean
-from fp8graph.core.passes import PlanRule, Repair, RewritePass, pass_name
+from fp8graph.core.passes import PlanRule, Repair, RewritePass, pass_name, pass_name_of
 
 GROUP = "fp8graph.passes"
 Pass = RewritePass | PlanRule | Repair
 KINDS = (RewritePass, PlanRule, Repair)
+
+
+@dataclass(frozen=True)
+class PassOption:
+    """One option of a pass: its name as typed, type, default (empty: it must be given), and what it means."""
+
+    name: str
+    type: str
+    default: str
+    means: str
 
 
 @dataclass(frozen=True)
@@ -43,7 +54,31 @@ class PassEntry:
     @property
     def page(self) -> str:
         """The module's docstring."""
-        return ast.get_docstring(ast.parse(self.path.read_text(encoding="utf-8"))) or ""
+        return ast.get_docstring(self._source) or ""
+
+    @property
+    def options(self) -> list[PassOption]:
+        """The class's fields with their lines of its docstring (`name   meaning`), read without importing it."""
+        for node in self._source.body:
+            if isinstance(node, ast.ClassDef) and pass_name_of(node.name) == self.name:
+                return [_option(item, ast.get_docstring(node) or "") for item in node.body if _is_field(item)]
+        return []
+
+    @property
+    def _source(self) -> ast.Module:
+        return ast.parse(self.path.read_text(encoding="utf-8"))
+
+
+def _is_field(item: ast.stmt) -> TypeGuard[ast.AnnAssign]:
+    return isinstance(item, ast.AnnAssign) and not ast.unparse(item.annotation).startswith("ClassVar")
+
+
+def _option(item: ast.AnnAssign, docstring: str) -> PassOption:
+    field = ast.unparse(item.target)
+    found = re.search(rf"^{re.escape(field)} {{2,}}(.+(?:\n +\S.*)*)", docstring, re.MULTILINE)
+    means = " ".join(found[1].split()) if found else ""
+    default = ast.unparse(item.value) if item.value is not None else ""
+    return PassOption(field.replace("_", "-"), ast.unparse(item.annotation), default, means)
 
 
 @cache
@@ -86,49 +121,72 @@ def entry(name: str) -> PassEntry:
 def create(name: str, options: Mapping[str, Any] | None = None) -> Pass:
     """The pass of this name with these options (spelt with - or _). Raises UsageError FG113."""
     item = entry(name)
+    return instantiate(_class_in(_imported(item), item.name, item.module), options or {})
+
+
+def _imported(item: PassEntry) -> Any:
     try:
-        module = importlib.import_module(item.module)
+        return importlib.import_module(item.module)
     except Exception as error:  # another package's code may raise anything
         raise UsageError(
-            f"the pass '{name}' cannot be imported",
+            f"the pass '{item.name}' cannot be imported",
             where=item.module,
             why=f"{type(error).__name__}: {error}",
+            do=f"leave it out, or update the package of {item.owner}",
             code="FG113",
         ) from error
-    return instantiate(_class_in(module, item.name, item.module), options or {})
+
+
+def file_of(spec: str) -> Path:
+    """The file of `path.py:Class`."""
+    return Path(spec.rpartition(":")[0])
 
 
 def from_file(spec: str) -> Pass:
-    """The pass `path.py:Class`: the only way to name code. Raises UsageError FG113."""
-    path, _, class_name = spec.rpartition(":")
-    source = Path(path)
-    if not path or not source.is_file():
+    """The pass `path.py:Class`: the only way to name code. The file is run once. Raises UsageError FG113."""
+    source, class_name = file_of(spec), spec.rpartition(":")[2]
+    if not source.is_file():
         raise UsageError("the pass file is not there", where=spec, do="write --pass-file file.py:Class", code="FG113")
-    module_spec = importlib.util.spec_from_file_location(f"fp8graph_pass_file_{source.stem}", source)
+    name = f"fp8graph_pass_file_{source.stem}"
+    module_spec = importlib.util.spec_from_file_location(name, source)
     try:
         if module_spec is None or module_spec.loader is None:
             raise ImportError(f"'{source.name}' is no .py file")
         module = importlib.util.module_from_spec(module_spec)
+        sys.modules[name] = module  # dataclasses and pickle look a class's module up there
         module_spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # the user's code may raise anything
+        sys.modules.pop(name, None)
         raise UsageError(
-            "the pass file cannot be imported", where=spec, why=f"{type(error).__name__}: {error}", code="FG113"
+            "the pass file cannot be imported",
+            where=spec,
+            why=f"{type(error).__name__}: {error}",
+            do=f"make it importable: python {source}",
+            code="FG113",
         ) from error
     cls = getattr(module, class_name, None)
     if not (isinstance(cls, type) and issubclass(cls, KINDS)):
-        raise UsageError(f"'{class_name}' is no RewritePass, PlanRule or Repair", where=spec, code="FG113")
+        held = [item.__name__ for item in vars(module).values() if _is_own_pass(item, module)]
+        raise UsageError(
+            f"'{class_name}' is no RewritePass, PlanRule or Repair",
+            where=spec,
+            why=f"the file holds {', '.join(held)}" if held else "the file holds no class of these",
+            do=f"write --pass-file {source}:{held[0]}" if held else "derive a class from one of them",
+            code="FG113",
+        )
     return instantiate(cls, {})
 
 
 def instantiate(cls: type[Pass], options: Mapping[str, Any]) -> Pass:
     """An instance with its fields from options; unknown ones are refused with the nearest name."""
-    known = {field.name: field for field in fields(cls)}  # type: ignore[arg-type]
+    known: dict[str, Any] = {field.name: field for field in fields(cls)} if is_dataclass(cls) else {}
     given = {key.replace("-", "_"): value for key, value in options.items()}
     for key in given:
         if key not in known:
             raise UsageError(
                 f"the pass {pass_name(cls)} has no option '{key.replace('_', '-')}'",
-                do=did_you_mean(key, known),
+                why="" if is_dataclass(cls) else "its class is no dataclass, whose fields would be its options",
+                do=did_you_mean(key, known) if known else "leave the options out",
                 code="FG113",
             )
         kind = type(known[key].default)
@@ -142,8 +200,20 @@ def instantiate(cls: type[Pass], options: Mapping[str, Any]) -> Pass:
             )
     try:
         return cls(**given)
-    except (TypeError, ValueError) as error:  # an option is missing, or the class refuses it
-        raise UsageError(f"the pass {pass_name(cls)} refuses its options", why=str(error), code="FG113") from error
+    except Exception as error:  # an option is missing, or the class refuses it; its code may raise anything
+        raise UsageError(
+            f"the pass {pass_name(cls)} cannot be made with {_told(given)}",
+            where=f"class {cls.__name__}",
+            why=f"{type(error).__name__}: {error}",
+            do=f"give its options: --passes '{pass_name(cls)}{{option=value}}'"
+            if known
+            else "give every field a default, and define what its base class asks for",
+            code="FG113",
+        ) from error
+
+
+def _told(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name.replace('_', '-')}={value}" for name, value in options.items()) or "no options"
 
 
 _SPEC = re.compile(r"\s*(?P<name>[\w:.-]+)\s*(?:\{(?P<options>[^{}]*)\})?\s*(?:,|$)")
@@ -179,8 +249,11 @@ def _value(text: str) -> Any:
 
 def _class_in(module: Any, name: str, where: str) -> type[Pass]:
     for value in vars(module).values():
-        own = isinstance(value, type) and value.__module__ == module.__name__
-        if own and issubclass(value, KINDS) and pass_name(value) == name:
+        if _is_own_pass(value, module) and pass_name(value) == name:
             found: type[Pass] = value
             return found
     raise InternalError(f"the module {where} holds no class called like '{name}'", code="FG901")
+
+
+def _is_own_pass(value: Any, module: Any) -> bool:
+    return isinstance(value, type) and value.__module__ == module.__name__ and issubclass(value, KINDS)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from fp8graph.base.errors import PassContractError
 from fp8graph.base.progress import stage
 from fp8graph.core.context import Context, OpView
+from fp8graph.core.contract import holding, sequence_of
 from fp8graph.core.facts import Facts
 from fp8graph.core.passes import Repair
 from fp8graph.data.plan import Adjust, Decision, OpKey, Plan
@@ -23,7 +24,10 @@ def needs(plan: Plan, normalized: Normalized, repairs: Sequence[Repair], facts: 
         decision = plan.ops.get(place.key)
         if decision is not None and decision.do == "quantize":
             view = OpView(place, facts, half=decision.high != "fp32")
-            wanted.update(dict.fromkeys(name for repair in repairs for name in repair.needs(view, decision)))
+            for item in repairs:
+                with holding("repair", item.name, f"op {place.key}"):
+                    names = sequence_of(item.name, item.needs(view, decision), str, f"op {place.key}")
+                wanted.update(dict.fromkeys(names))
     return list(wanted)
 
 
@@ -64,7 +68,13 @@ def _solved(
         return array
 
     found: list[Adjust] = []
-    for adjust, array in item.solve(view, decision, ctx, weights):
+    with holding("repair", item.name, f"op {place.key}"):
+        solved = sequence_of(item.name, item.solve(view, decision, ctx, weights), tuple, f"op {place.key}")
+    for pair in solved:
+        if len(pair) != 2 or not isinstance(pair[0], Adjust) or not hasattr(pair[1], "dtype"):
+            what, why = f"the repair {item.name} broke its contract", f"it returned {pair!r:.80}"
+            raise PassContractError(what, where=f"op {place.key}", why=why, do="return (Adjust, array)", code="FG901")
+        adjust, array = pair
         if (str(array.dtype), tuple(array.shape)) != (adjust.value.dtype, adjust.value.shape):
             raise PassContractError(f"the repair {item.name} refers to another array than it hands over", code="FG901")
         arrays[adjust.value.name] = array

@@ -11,41 +11,42 @@ import onnx_ir as ir
 
 from fp8graph import formats
 from fp8graph.base.findings import Notes
-from fp8graph.data.plan import Decision, OpKey, Plan, Quant, Reason
+from fp8graph.data.plan import Cache, Decision, OpKey, Plan, Quant, Reason
 from fp8graph.graph import tensors, walk
 from fp8graph.numerics.ranges import Ranges, Stat
 from fp8graph.numerics.scale import scale_from_amax
 
 FP16_MAX = 65504.0
+# What a plan names as its data where it was settled without any.
+NO_DATA = "none"
 # Half of fp16's least subnormal: a constant below it would become zero.
 FP16_TINY = 2.0**-25
 
 
 def needs(plan: Plan, model: ir.Model) -> list[str]:
-    """Names (with scope) of the tensors whose range the plan has to learn; empty where it is settled.
+    """Names (with scope) of the tensors whose range the plan has to learn; empty where it was settled on data.
 
-    With fp16 asked for on a model of another type, the range of every float tensor decides who can be fp16.
+    Of an op that is to be fp16, the range of every float tensor decides whether it can be: those are wanted where
+    there is data, and no plan needs data for them alone.
     """
-    wanted = dict.fromkeys(q.value for q in plan.quants() if not q.settled)
-    if _checks_fp16(plan):
-        scopes = walk.scope_table(model)
-        for place in walk.walk(model):
-            if place.scope.startswith("fn:"):
-                continue
-            for value in (*place.node.inputs, *place.node.outputs):
-                if (
-                    value is not None
-                    and value.name
-                    and not tensors.is_constant(value)
-                    and value.dtype == ir.DataType.FLOAT
-                    and isinstance(value.type, ir.TensorType)
-                ):
-                    wanted[walk.qualified(value, scopes)] = None
+    wanted = dict.fromkeys(name for q in plan.quants() if not q.settled for name in (q.value, *q.scale.over))
+    if plan.data:
+        return list(wanted)
+    scopes = walk.scope_table(model)
+    for place in walk.walk(model):
+        op = plan.ops.get(place.key)
+        if op is None or op.high != "fp16" or place.scope.startswith("fn:"):
+            continue
+        for value in (*place.node.inputs, *place.node.outputs):
+            if (
+                value is not None
+                and value.name
+                and not tensors.is_constant(value)
+                and value.dtype == ir.DataType.FLOAT
+                and isinstance(value.type, ir.TensorType)
+            ):
+                wanted[walk.qualified(value, scopes)] = None
     return list(wanted)
-
-
-def _checks_fp16(plan: Plan) -> bool:
-    return not plan.settled and any(op.high == "fp16" for op in plan.ops.values())
 
 
 def settle(plan: Plan, ranges: Ranges, model: ir.Model, notes: Notes) -> Plan:
@@ -65,27 +66,49 @@ def settle(plan: Plan, ranges: Ranges, model: ir.Model, notes: Notes) -> Plan:
     retreat = _overflowing(replace(plan, ops=ops), ranges, model)
     for key, text in retreat.items():
         ops[key] = _to_fp32(key, ops[key], text, notes)
-    return replace(plan, ops=ops, data=ranges.data)
+    return replace(plan, ops=ops, caches=_caches(plan, ranges, notes), data=ranges.data or NO_DATA)
+
+
+def _caches(plan: Plan, ranges: Ranges, notes: Notes) -> dict[str, Cache]:
+    """The caches with their scales; one without a finite range stays as it is, which is said."""
+    found = {}
+    for name, cache in plan.caches.items():
+        quant = _measured(cache.quant, ranges)
+        if isinstance(quant, Quant):
+            found[name] = replace(cache, quant=quant)
+        else:
+            notes.add(quant.code, name, f"the cache stays in its type: {quant.text}", severity="warning")
+    return found
 
 
 def _filled(op: Decision, ranges: Ranges) -> Decision:
     inputs: dict[int, Quant] = {}
     for slot, quant in op.inputs.items():
-        if quant.settled:
-            inputs[slot] = quant
-            continue
-        stat = ranges.values.get(quant.value, Stat())
-        if not stat.count:
-            text = f"'{quant.value}' was never computed on the data: it has no range"
-            return op.kept(Reason("FG213", "calibration data", text))
-        if stat.amax is None or stat.nonfinite:
-            text = f"'{quant.value}' held a NaN or an infinity: it has no finite range"
-            return op.kept(Reason("FG212", "calibration data", text))
-        headroom = float(quant.scale.rule.partition("*")[2] or 1)
-        amax = min(stat.amax * headroom, float(np.finfo(np.float32).max))
-        scale = float(scale_from_amax(np.float32(amax), formats.get(quant.format)))
-        inputs[slot] = replace(quant, scale=replace(quant.scale, value=scale))
+        found = _measured(quant, ranges)
+        if isinstance(found, Reason):
+            return op.kept(found)
+        inputs[slot] = found
     return replace(op, inputs=inputs)
+
+
+def _measured(quant: Quant, ranges: Ranges) -> Quant | Reason:
+    """The quant with its number, or why it can have none."""
+    if quant.settled:
+        return quant
+    amax = 0.0
+    for name in (quant.value, *quant.scale.over):
+        stat = ranges.values.get(name, Stat())
+        if not stat.count and name == quant.value:
+            text = f"'{name}' was never computed on the data: it has no range"
+            return Reason("FG213", "calibration data", text)
+        if stat.count and (stat.amax is None or stat.nonfinite):
+            text = f"'{name}' held a NaN or an infinity: it has no finite range"
+            return Reason("FG212", "calibration data", text)
+        amax = max(amax, stat.amax or 0.0)
+    headroom = float(quant.scale.rule.partition("*")[2] or 1)
+    amax = min(amax * headroom, float(np.finfo(np.float32).max))
+    scale = float(scale_from_amax(np.float32(amax), formats.get(quant.format)))
+    return replace(quant, scale=replace(quant.scale, value=scale))
 
 
 def _to_fp32(key: OpKey, op: Decision, text: str, notes: Notes) -> Decision:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import onnx_ir as ir
 from onnx_ir.passes.common import TopologicalSortPass
 
-from fp8graph.base.errors import InputError, InternalError
+from fp8graph.base.errors import InputError, InternalError, UsageError
 from fp8graph.base.progress import stage
-from fp8graph.core.check import check
+from fp8graph.core.carried import undone
+from fp8graph.core.check import find, ours
 from fp8graph.core.context import Context
 from fp8graph.core.facts import Facts
 from fp8graph.core.passes import Stage
 from fp8graph.core.pipeline import Pipeline
 from fp8graph.core.planner import COMPUTE
-from fp8graph.data.plan import OpKey, Plan, Quant, Shapes
+from fp8graph.data.plan import Decision, OpKey, Plan, Quant, Shapes
 from fp8graph.graph import keys, protos, tensors, walk
 from fp8graph.graph.inlining import inline
 from fp8graph.graph.stages import Legal, Normalized, Quantized, Source
@@ -56,11 +59,16 @@ def _fix_overridable(model: ir.Model, ctx: Context) -> None:
         )
 
 
-def facts_for(normalized: Normalized, shapes: Shapes) -> Facts:
+def facts_for(normalized: Normalized | Source, shapes: Shapes) -> Facts:
     """Facts under the least shapes of the profiles, which is where legality is tightest."""
     valued = walk.shape_inputs(normalized.model)
-    least = {name: profile.min for name, profile in shapes.items() if name not in valued}
-    return Facts(normalized.model, protos.concrete_shapes(normalized.model, least) if least else {})
+    model, sized = normalized.model, {name: profile for name, profile in shapes.items() if name not in valued}
+    if not sized:
+        return Facts(model, {})
+    least = {name: profile.min for name, profile in sized.items()}
+    most = {name: profile.max for name, profile in sized.items()}
+    shaped = protos.concrete_shapes(model, least)
+    return Facts(model, shaped, lambda: shaped if most == least else protos.concrete_shapes(model, most))
 
 
 def fits(plan: Plan, normalized: Normalized) -> Plan:
@@ -76,6 +84,18 @@ def fits(plan: Plan, normalized: Normalized) -> Plan:
     why = f"the plan has an op '{lost}', the model has none" if lost else ""
     why = why or (f"the model has an op '{new}', the plan has none" if new else "shapes or attributes differ")
     raise InputError("the plan was made for another model", why=why, do="make a plan for this model", code="FG110")
+
+
+def under_shapes(plan: Plan, before: Plan, now: Plan) -> Plan:
+    """A plan made without shapes, under those of `now`: `before` and `now` are what planning says without and with.
+
+    What a reader of the plan has changed stays, but for ops that these shapes keep from being quantized.
+    """
+    ops: dict[OpKey, Decision] = {}
+    for key, op in plan.ops.items():
+        retreats = op.do == "quantize" and now.ops[key].do == "keep" and before.ops[key].do == "quantize"
+        ops[key] = now.ops[key] if op == before.ops[key] or retreats else op
+    return replace(plan, ops=ops, shapes=now.shapes)
 
 
 def _check_operand(key: OpKey, node: ir.Node, slot: int, quant: Quant) -> None:
@@ -101,9 +121,22 @@ def _check_operand(key: OpKey, node: ir.Node, slot: int, quant: Quant) -> None:
 
 
 def quantize(normalized: Normalized, pipeline: Pipeline, ctx: Context, *, verify: bool = False) -> Quantized:
-    """Runs the QUANTIZE and FOLD passes: Q/DQ and casts are in, weights still lazy. Consumes the normalized model."""
+    """Runs the QUANTIZE and FOLD passes: Q/DQ and casts are in, weights still lazy. Consumes the normalized model.
+
+    Raises UsageError FG141 where the recipe's passes do not carry the plan out.
+    """
     with stage(ctx.progress, "quantizing"):
-        pipeline.run(normalized.model, ctx, (Stage.QUANTIZE, Stage.FOLD), verify=verify)
+        pipeline.run(normalized.model, ctx, (Stage.QUANTIZE,), verify=verify)
+        missing = undone(normalized.model, ctx)
+        if missing is not None:
+            raise UsageError(
+                "the recipe's passes do not carry the plan out",
+                where=f"op {missing.key}, input {missing.slot}",
+                why=missing.text,
+                do="name insert-qdq among the passes of the recipe",
+                code="FG141",
+            )
+        pipeline.run(normalized.model, ctx, (Stage.FOLD,), verify=verify)
     return Quantized(normalized.model, normalized.source)
 
 
@@ -114,8 +147,9 @@ def legalize(quantized: Quantized, pipeline: Pipeline, ctx: Context, *, verify: 
     with stage(ctx.progress, "legalizing"):
         pipeline.run(model, ctx, (Stage.LEGALIZE, Stage.CLEAN), verify=verify)
         keys.name_everything(model)
-        for finding in check(model, ctx.target):
-            if finding.severity == "error":
+        for item in find(model, ctx.target, planned=True):
+            finding = item.finding
+            if finding.severity == "error" and ours(item, ctx.plan):
                 raise InternalError(
                     f"the result breaks a rule of the target: {finding.text}",
                     where=f"op {finding.op}",

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fp8graph.data.document import check_schema, malformed
+
 KIND, VERSION = "comparison", 1
 
 
@@ -34,6 +36,12 @@ class OutputDifference:
             "equal": self.equal,
         }
 
+    @staticmethod
+    def from_json(item: Any) -> OutputDifference:
+        """Reads what `to_json` wrote. Raises KeyError, TypeError or ValueError for anything else."""
+        numbers = [None if item[name] is None else float(item[name]) for name in ("sqnr_db", "cosine", "max_abs")]
+        return OutputDifference(*numbers, int(item["new_nonfinite"]), bool(item["equal"]))
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -54,6 +62,19 @@ class Comparison:
             "outputs": {name: item.to_json() for name, item in self.outputs.items()},
             "problems": list(self.problems),
         }
+
+    @staticmethod
+    def from_json(document: Any, where: str = "comparison") -> Comparison:
+        """Reads a comparison document. Raises InputError FG111 for anything that is not one."""
+        document = check_schema(document, KIND, VERSION, where)
+        try:
+            return Comparison(
+                {str(name): OutputDifference.from_json(item) for name, item in document["outputs"].items()},
+                int(document["samples"]),
+                tuple(str(problem) for problem in document["problems"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise malformed(KIND, where, error) from error
 
 
 @dataclass(frozen=True)

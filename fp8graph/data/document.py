@@ -8,7 +8,7 @@ from typing import Any
 
 from fp8graph.base import files
 from fp8graph.base.canon import canonical
-from fp8graph.base.errors import InputError
+from fp8graph.base.errors import Fp8GraphError, InputError
 
 
 def check_schema(document: Any, kind: str, version: int, where: str) -> dict[str, Any]:
@@ -51,5 +51,6 @@ def load_json(path: Path, what: str) -> Any:
 
 def malformed(kind: str, where: str, error: Exception) -> InputError:
     """The error for a document whose inside is not what its schema says."""
-    why = f"missing entry {error}" if isinstance(error, KeyError) else str(error)
+    said = error.what if isinstance(error, Fp8GraphError) else str(error)
+    why = f"missing entry {error}" if isinstance(error, KeyError) else said
     return InputError(f"the {kind} is damaged", where=where, why=why, do="write it anew", code="FG111")

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from fp8graph import formats
 from fp8graph.base.canon import nearest_float32, shortest_float32
+from fp8graph.base.errors import UsageError
 from fp8graph.data.arrayref import ArrayRef
 from fp8graph.data.document import check_schema, malformed
 from fp8graph.formats.spec import Granularity
@@ -45,11 +46,13 @@ class Scale:
               computed in the graph.
     rule      how the number is found, such as `amax`; `amax*2` leaves twice the range as headroom.
     value     float32, > 0; None for `computed` and `dynamic`.
+    over      other tensors (scope and name) whose ranges count, too, where several tensors have one scale
     """
 
     origin: Origin
     rule: str
     value: float | None = None
+    over: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.origin not in get_args(Origin):
@@ -127,9 +130,35 @@ class Decision:
         if (self.do == "quantize") != bool(self.inputs):
             raise ValueError("an op is quantized exactly when some input is")
 
+    @property
+    def precision(self) -> str:
+        """What it is to compute in: the family of both operands (fp8, int8, fp4), of two families the activation's;
+        `storage` where only one operand is quantized; its high precision where it is kept."""
+        formats_ = [formats.get(self.inputs[slot].format) for slot in (0, 1) if slot in self.inputs]
+        if len(formats_) < 2:
+            return "storage" if self.inputs else self.high
+        return f"{'fp' if formats_[0].kind == 'float' else 'int'}{formats_[0].bits}"
+
     def kept(self, why: Reason) -> Decision:
         """The same op in high precision."""
         return replace(self, do="keep", why=why, inputs={}, adjust=())
+
+
+class ProfileError(UsageError, ValueError):
+    """Three shapes that make no profile: whoever makes one catches what suits them."""
+
+    def __init__(self, what: str, given: Profile) -> None:
+        why = f"min {given.min}, opt {given.opt}, max {given.max}"
+        super().__init__(what, where="Profile", why=why, do="give min <= opt <= max, axis by axis", code="FG100")
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Keys or values of earlier steps, held in FP8 from step to step: a graph input, named by the plan, and `output`,
+    which is that input in the next step (empty where the model returns none). `quant` is the scale of both."""
+
+    output: str
+    quant: Quant
 
 
 @dataclass(frozen=True)
@@ -142,9 +171,9 @@ class Profile:
 
     def __post_init__(self) -> None:
         if not len(self.min) == len(self.opt) == len(self.max):
-            raise ValueError("the three shapes of a profile have one rank")
+            raise ProfileError("the three shapes of a profile have one rank", self)
         if any(not 0 <= low <= mid <= high for low, mid, high in zip(self.min, self.opt, self.max, strict=True)):
-            raise ValueError(f"min <= opt <= max does not hold for {self.min}, {self.opt}, {self.max}")
+            raise ProfileError(f"min <= opt <= max does not hold for {self.min}, {self.opt}, {self.max}", self)
 
 
 Shapes = Mapping[str, Profile]
@@ -160,8 +189,10 @@ class Plan:
     recipe      the recipe as resolved, a plain mapping (`Recipe.to_json`)
     asked       what the user asked for, beside it: options by their names
     shapes      the profiles that the plan was made for
+    caches      inputs that are held in FP8 (`--kv-cache fp8`)
     ops         every op of the normalized graph exactly once, in graph order
-    data        where the observed numbers come from: `random` is stamped here
+    data        where the observed numbers come from: `random` is stamped here; `none` where there were none to observe,
+                empty until the plan is settled
     arrays      the arrays that decisions refer to, by name; they lie in a sidecar and are no part of the document
     """
 
@@ -170,6 +201,7 @@ class Plan:
     recipe: Mapping[str, Any]
     ops: Mapping[OpKey, Decision]
     shapes: Shapes = field(default_factory=dict)
+    caches: Mapping[str, Cache] = field(default_factory=dict)
     asked: Mapping[str, Any] = field(default_factory=dict)
     data: str = ""
     arrays: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
@@ -184,7 +216,8 @@ class Plan:
 
     def quants(self) -> Iterator[Quant]:
         """Every distinct Quant once, in graph order."""
-        return iter(dict.fromkeys(quant for _, op in self.quantized() for quant in op.inputs.values()))
+        own = (quant for _, op in self.quantized() for quant in op.inputs.values())
+        return iter(dict.fromkeys([*own, *(cache.quant for cache in self.caches.values())]))
 
     @property
     def settled(self) -> bool:
@@ -204,6 +237,7 @@ class Plan:
             "shapes": {
                 name: {"min": list(p.min), "opt": list(p.opt), "max": list(p.max)} for name, p in self.shapes.items()
             },
+            **({"caches": {n: _cache_to_json(c) for n, c in self.caches.items()}} if self.caches else {}),
             "ops": {key: _decision_to_json(op) for key, op in self.ops.items()},
         }
 
@@ -222,6 +256,7 @@ class Plan:
                     str(name): Profile(*(tuple(int(d) for d in item[which]) for which in ("min", "opt", "max")))
                     for name, item in document["shapes"].items()
                 },
+                caches={str(name): _cache_from_json(item) for name, item in document.get("caches", {}).items()},
                 ops={str(key): _decision_from_json(item) for key, item in document["ops"].items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -245,6 +280,14 @@ def _decision_to_json(op: Decision) -> dict[str, Any]:
     return item
 
 
+def _cache_to_json(cache: Cache) -> dict[str, Any]:
+    return {"output": cache.output, "quant": _quant_to_json(cache.quant)}
+
+
+def _cache_from_json(item: Mapping[str, Any]) -> Cache:
+    return Cache(str(item["output"]), _quant_from_json(item["quant"]))
+
+
 def _adjust_to_json(adjust: Adjust) -> dict[str, Any]:
     item = {"kind": adjust.kind, "slot": adjust.slot, "rule": adjust.rule, "weight": adjust.weight}
     return {**item, "value": adjust.value.to_json()}
@@ -259,6 +302,8 @@ def _quant_to_json(quant: Quant) -> dict[str, Any]:
     scale: dict[str, Any] = {"origin": quant.scale.origin, "rule": quant.scale.rule}
     if quant.scale.value is not None:
         scale["value"] = shortest_float32(quant.scale.value)
+    if quant.scale.over:
+        scale["over"] = list(quant.scale.over)
     return {
         "value": quant.value,
         "format": quant.format,
@@ -288,5 +333,10 @@ def _quant_from_json(item: Mapping[str, Any]) -> Quant:
         value=str(item["value"]),
         format=str(item["format"]),
         granularity=Granularity.from_json(item["granularity"]),
-        scale=Scale(scale["origin"], str(scale["rule"]), None if value is None else nearest_float32(float(value))),
+        scale=Scale(
+            scale["origin"],
+            str(scale["rule"]),
+            None if value is None else nearest_float32(float(value)),
+            tuple(str(name) for name in scale.get("over", ())),
+        ),
     )

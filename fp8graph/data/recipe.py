@@ -17,7 +17,7 @@ HighChoice = Literal["keep", "fp32", "fp16", "bf16"]
 _SCHEMA = "fp8graph.recipe/1"
 _TABLES = {
     "": {"schema", "name", "summary", "extends", "quantize", "high", "rules", "passes", "keep"},
-    "quantize": {"ops", "activations", "weights", "costly"},
+    "quantize": {"ops", "activations", "weights", "costly", "concat"},
     "quantize.activations": {"format", "per", "scale"},
     "quantize.weights": {"format", "per", "scale"},
     "high": {"dtype"},
@@ -27,7 +27,13 @@ _TABLES = {
 
 @dataclass(frozen=True)
 class TensorPolicy:
-    """How one kind of tensor is quantized. `per`: `tensor` or `channel`; `scale`: the rule, such as `amax`."""
+    """How one kind of tensor is quantized.
+
+    per     `tensor`, or `channel` for weights
+    scale   the rule, such as `amax`
+
+    An activation has one scale: one per channel lies along the axis that products sum over, where no kernel takes it.
+    """
 
     format: str
     per: Literal["tensor", "channel"]
@@ -47,6 +53,7 @@ class Recipe:
     """A resolved recipe.
 
     ops          op types that are quantized unless something speaks against it
+    concat       whether the operands of a quantized Concat get one scale, so that FP8 passes it
     costly       whether ops that run in FP8 but do not pay are quantized, too
     high         type of the high-precision part; `keep` leaves the model's own
     rules        plan rules in the order in which they are asked
@@ -64,6 +71,7 @@ class Recipe:
     rules: tuple[str, ...]
     passes: tuple[str, ...]
     keep: tuple[KeepLine, ...] = field(default=())
+    concat: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The resolved recipe as a plain mapping; `Recipe.from_mapping` reads it back."""
@@ -74,6 +82,7 @@ class Recipe:
             "quantize": {
                 "ops": list(self.ops),
                 "costly": self.costly,
+                "concat": self.concat,
                 "activations": vars(self.activations).copy(),
                 "weights": vars(self.weights).copy(),
             },
@@ -95,8 +104,8 @@ class Recipe:
                 name=_text(table, "name", where),
                 summary=_text(table, "summary", where),
                 ops=_texts(quantize, "ops", f"{where}: quantize"),
-                activations=_policy(quantize, "activations", where),
-                weights=_policy(quantize, "weights", where),
+                activations=_policy(quantize, "activations", ("tensor",), where),
+                weights=_policy(quantize, "weights", ("tensor", "channel"), where),
                 costly=_truth(quantize.get("costly", False), "costly", where),
                 high=_one_of(table.get("high", {}).get("dtype", "keep"), ("keep", "fp32", "fp16", "bf16"), where),
                 rules=_texts(table, "rules", where),
@@ -104,6 +113,7 @@ class Recipe:
                 keep=tuple(
                     KeepLine(_texts(line, "ops", where), _text(line, "why", where)) for line in table.get("keep", [])
                 ),
+                concat=_truth(quantize.get("concat", False), "concat", where),
             )
         except KeyError as error:
             raise _wrong(f"the recipe lacks {error}", where) from error
@@ -121,7 +131,11 @@ def names() -> list[str]:
 
 
 def load(name_or_path: str) -> Recipe:
-    """A packaged recipe by its name, or a TOML file. Raises UsageError (unknown name, unknown key, wrong value)."""
+    """A packaged recipe by its name, or a TOML file. Raises UsageError (unknown name, unknown key, wrong value).
+
+    One that `extends` another takes over what it does not name, table by table. Lists are replaced as a whole, but for
+    [[keep]] lines, which are added. Its name is its file's where it gives none: never that of the other.
+    """
     table, where = _table(name_or_path)
     if "extends" in table:
         name = table["extends"]
@@ -130,7 +144,10 @@ def load(name_or_path: str) -> Recipe:
         base, _ = _table(str(Path(name_or_path).with_name(name)) if name.endswith(".toml") else name)
         if "extends" in base:
             raise _wrong(f"'{table['extends']}' extends another recipe; one step is allowed", where)
-        table = _merged(base, {key: value for key, value in table.items() if key != "extends"})
+        own = {"name": Path(name_or_path).stem, "summary": f"{base.get('name')}, changed"} | table
+        own["keep"] = _lines(base, where) + _lines(table, where)
+        del own["extends"]
+        table = _merged(base, own)
     return Recipe.from_mapping(table, where)
 
 
@@ -158,6 +175,14 @@ def _table(name_or_path: str) -> tuple[dict[str, Any], str]:
         raise UsageError("the recipe is no TOML", where=where, why=str(error), code="FG140") from error
 
 
+def _lines(table: Mapping[str, Any], where: str) -> list[Any]:
+    """The [[keep]] lines of a table. Each adds to what is kept, so that those of a recipe and its base add up."""
+    lines = table.get("keep", [])
+    if not isinstance(lines, list):
+        raise _wrong("'keep' is a list of tables: [[keep]]", where)
+    return lines
+
+
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     out = dict(base)
     for key, value in over.items():
@@ -180,12 +205,12 @@ def _known_keys(table: Mapping[str, Any], where: str, path: str = "") -> None:
                 _known_keys(item, where, here)
 
 
-def _policy(quantize: Mapping[str, Any], which: str, where: str) -> TensorPolicy:
+def _policy(quantize: Mapping[str, Any], which: str, granularities: tuple[str, ...], where: str) -> TensorPolicy:
     table = quantize[which]
     here = f"{where}: quantize.{which}"
     return TensorPolicy(
         _one_of(_text(table, "format", here), formats.names(), here),
-        _one_of(table["per"], ("tensor", "channel"), here),
+        _one_of(table["per"], granularities, f"{here}.per"),
         _one_of(table["scale"], ("amax",), here),
     )
 

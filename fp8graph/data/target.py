@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from fp8graph.base.errors import InternalError, UsageError
 from fp8graph.base.names import did_you_mean
+from fp8graph.data.qdq import Qdq
 
 Status = Literal["native", "costly", "emulated", "refused"]
 Fact = bool | int | str
+Sourced = TypeVar("Sourced", "TypeRow", "Epilogue")
 # From best to worst: of several chips the worst row counts.
 _ORDER: tuple[Status, ...] = ("native", "costly", "emulated", "refused")
 
@@ -66,6 +68,26 @@ class Row:
 
 
 @dataclass(frozen=True)
+class TypeRow:
+    """High-precision types that these ops cannot have: the engine cannot be built, whatever else is in FP8."""
+
+    ops: tuple[str, ...]
+    types: tuple[str, ...]
+    source: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """What is one kernel with these ops in half precision, and a kernel of its own behind them in FP8."""
+
+    ops: tuple[str, ...]
+    behind: tuple[str, ...]
+    source: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Target:
     """One engine with its chips.
 
@@ -76,6 +98,9 @@ class Target:
     forms       LEGALIZE passes that spell things this target's way
     builder     engine builder, or empty where there is none
     decompose   op types that are written out as simpler ones before planning, where that can be done
+    types       high-precision types that some ops cannot have
+    epilogues   what FP8 ops lose that half precision has: a note, no cost
+    qdq         how it reads Q/DQ of anybody's
     """
 
     name: str
@@ -90,6 +115,18 @@ class Target:
     builder: str = ""
     asked: str = ""
     decompose: tuple[str, ...] = ()
+    types: tuple[TypeRow, ...] = ()
+    epilogues: tuple[Epilogue, ...] = ()
+    qdq: Qdq = Qdq()
+
+    def worst(self, op_type: str, formats: Iterable[str], facts: Mapping[str, Fact]) -> tuple[str, Row]:
+        """The row that decides about an op with operands in these formats, and the format it speaks of: the worst."""
+        found = [(format, self.row(op_type, format, facts)) for format in dict.fromkeys(formats)]
+        return max(found, key=lambda item: _ORDER.index(item[1].status))
+
+    def untyped(self, op_type: str, high: str) -> TypeRow | None:
+        """Why an op cannot have this high-precision type; None where it can."""
+        return next((row for row in self.types if op_type in row.ops and high in row.types), None)
 
     def row(self, op_type: str, format: str, facts: Mapping[str, Fact]) -> Row:
         """The row that decides about an op: for each chip the first that applies, of these the worst."""
@@ -120,20 +157,27 @@ def names() -> list[str]:
 
 def load(spec: str) -> Target:
     """A target from `NAME[:CHIP[+CHIP...]]`. Raises UsageError for an unknown name or chip, or a chip without FP8."""
-    name, _, chip_list = spec.partition(":")
+    name, colon, chip_list = spec.partition(":")
     if name not in names():
         raise UsageError(f"there is no target '{name}'", where="--target", do=did_you_mean(name, names()), code="FG101")
     text = resources.files("fp8graph.targets").joinpath(f"{name.replace('-', '_')}.toml").read_text(encoding="utf-8")
     try:
-        return _from_table(tomllib.loads(text), spec, chip_list)
+        return _from_table(tomllib.loads(text), spec, chip_list.split("+") if colon else [])
     except (KeyError, TypeError, ValueError) as error:
         raise InternalError(f"the table of target '{name}' is damaged", why=repr(error), code="FG900") from error
 
 
-def _from_table(table: dict[str, Any], spec: str, chip_list: str) -> Target:
+def _from_table(table: dict[str, Any], spec: str, asked: list[str]) -> Target:
     chips: dict[str, bool] = {str(chip): bool(item["fp8"]) for chip, item in table.get("chips", {}).items()}
-    asked = tuple(chip for chip in chip_list.split("+") if chip) if chip_list else ()
     for chip in asked:
+        if not chip:
+            able = ", ".join(name for name, fp8 in chips.items() if fp8)
+            raise UsageError(
+                f"'{spec}' names no chip behind ':' or '+'",
+                where="--target",
+                do=f"choose one of {able}" if able else f"write --target {table['name']}: it has no chips",
+                code="FG101",
+            )
         if chip not in chips:
             raise UsageError(
                 f"target '{table['name']}' does not know the chip '{chip}'",
@@ -153,7 +197,7 @@ def _from_table(table: dict[str, Any], spec: str, chip_list: str) -> Target:
     return Target(
         name=str(table["name"]),
         summary=str(table["summary"]),
-        chips=asked or tuple(chip for chip, fp8 in chips.items() if fp8),
+        chips=tuple(asked) or tuple(chip for chip, fp8 in chips.items() if fp8),
         all_chips=chips,
         opset=int(table["opset"]),
         ir_version=int(table["ir_version"]),
@@ -163,7 +207,17 @@ def _from_table(table: dict[str, Any], spec: str, chip_list: str) -> Target:
         builder=str(table.get("builder", "")),
         asked=spec,
         decompose=tuple(table.get("decompose", ())),
+        types=tuple(_sourced(TypeRow, item, "types") for item in table.get("types", ())),
+        epilogues=tuple(_sourced(Epilogue, item, "behind") for item in table.get("epilogues", ())),
+        qdq=Qdq.from_table(table.get("qdq")),
     )
+
+
+def _sourced(made: type[Sourced], item: dict[str, Any], lists: str) -> Sourced:
+    """A line of the table with a source: its two lists of names, source and text."""
+    if not item["source"] or not item["text"]:
+        raise ValueError(f"row {item}")
+    return made(tuple(item["ops"]), tuple(item[lists]), str(item["source"]), str(item["text"]))
 
 
 def _row(item: dict[str, Any]) -> Row:

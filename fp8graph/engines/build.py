@@ -56,7 +56,8 @@ def build_engine(
 
     plan                sha256 of the plan that belongs to the model, or empty; it goes into the manifest
     timeout_s           the child and all that it started is killed after so many seconds
-    memory_limit_bytes  the same, for the child's resident memory (Linux; elsewhere a warning says that nobody looks)
+    memory_limit_bytes  the same, for the child's resident memory (Linux; elsewhere a warning says that nobody looks).
+                        Its address space is not limited: CUDA reserves far more of that than it uses
     worker              command of the child; its last argument will be the job's folder
 
     Raises InputError (status 3) for a model that cannot be read, UsageError (2) for what the builder or chip does not
@@ -64,15 +65,15 @@ def build_engine(
     replaced: whether it may be is the caller's matter.
     """
     given, output = output, output.absolute()
-    model = load(job.model).model
+    source = load(job.model)
     with files.staged(output) as folder, tempfile.TemporaryDirectory(prefix="fp8graph-") as temporary:
         run = _Run(job, folder / output.name, Path(temporary), list(worker), memory_limit_bytes)
-        made = run.result(model, timeout_s, progress)
+        made = run.result(source.model, timeout_s, progress)
         warnings = list(made["warnings"]) + run.warnings
-        rows, problem = _listing(run.folder / "layers.txt")
+        rows, problem = _rows(made) if "layers" in made else _listing(run.folder / "layers.txt")
         if problem:
             warnings.append(problem)
-        document = manifest.make(job, folder / output.name, plan, made, rows)
+        document = manifest.make(job, folder / output.name, plan, made, rows, source.external)
         (folder / manifest.beside(output).name).write_text(manifest.spell(document), encoding="utf-8")
         shutil.copyfile(run.folder / "log.txt", folder / f"{output.name}.log")
         cache = run.timing_cache.read_bytes() if run.timing_cache.exists() else None
@@ -84,6 +85,11 @@ def build_engine(
             (folder / target.name).write_bytes(cache)
         written.append(files.describe(target))
     return EngineBuilt(written, document, warnings)
+
+
+def _rows(made: Mapping[str, Any]) -> tuple[list[EngineOp], str]:
+    """The layers of a builder that gives them as rows of a manifest."""
+    return [EngineOp.from_json(row) for row in made["layers"]], ""
 
 
 def _listing(path: Path) -> tuple[list[EngineOp] | None, str]:
@@ -199,12 +205,14 @@ class _Run:
         last = tail.rpartition("\n")[2]
         if returncode > 0 and "Traceback (most recent call last)" in tail:
             raise InternalError("the build process broke", where=Path(self.job.model).name, why=last, code="FG900")
+        # A crash says nothing on stderr; the builder's own last line then tells how far it came.
+        said = last or _tail(self.folder / "log.txt", 4096).strip().rpartition("\n")[2]
         killed = returncode == -signal.SIGKILL if hasattr(signal, "SIGKILL") else False
         hint = "; killed from outside, most likely because memory ran out" if killed else ""
         raise BackendError(
             f"{self.job.builder} crashed: its process {child.ended(returncode)}",
             where=Path(self.job.model).name,
-            why=f"it was at: {self.phase or 'starting'}{hint}" + (f"; last words: {last}" if last else ""),
+            why=f"it was at: {self.phase or 'starting'}{hint}" + (f"; last words: {said}" if said else ""),
             do="try a lower --builder-optimization-level or another version of the builder; --log-file F keeps its log",
             code="FG132" if killed else "FG507",
         )

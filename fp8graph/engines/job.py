@@ -12,8 +12,10 @@ from fp8graph.base.names import did_you_mean
 from fp8graph.data.document import check_schema, malformed
 from fp8graph.data.plan import Profile, Shapes
 
-BuilderName = Literal["tensorrt-rtx", "tensorrt"]
+BuilderName = Literal["tensorrt-rtx", "tensorrt", "openvino"]
 BUILDERS: tuple[str, ...] = get_args(BuilderName)
+# What installs each: the extra of this package.
+EXTRAS = {"tensorrt-rtx": "rtx", "tensorrt": "tensorrt", "openvino": "openvino"}
 COMPATIBILITY = ("none", "ampere_plus", "same_compute_capability")
 KIND, VERSION = "build-job", 1
 
@@ -23,7 +25,7 @@ class BuildJob:
     """One engine to build.
 
     model         absolute path of the ONNX file
-    builder       `tensorrt-rtx` or `tensorrt`
+    builder       one of BUILDERS
     chips         such as ("sm89", "sm120"): one engine for all of them; empty: the GPU in the machine
     profiles      for each optimisation profile the shapes of the graph inputs by name; for an input that the builder
                   reads as a shape (the target of a Reshape) its values, for a scalar one number
@@ -31,6 +33,8 @@ class BuildJob:
     workspace_bytes                 largest scratch memory of the engine; None: the builder's default
     load_timing_cache, save_timing_cache    absolute paths, or empty
     hardware_compatibility_level    one of COMPATIBILITY, or empty
+    refit         the engine's weights can be replaced later
+    strip_weights the engine holds no weights: they are put in by a refit, on the machine that runs it
     plugins       absolute paths of shared libraries with custom ops
     builder_args  further settings of the builder by their own names: config attributes and builder flags
 
@@ -48,6 +52,8 @@ class BuildJob:
     hardware_compatibility_level: str = ""
     version_compatible: bool = False
     weight_streaming: bool = False
+    refit: bool = False
+    strip_weights: bool = False
     plugins: tuple[str, ...] = ()
     builder_args: Mapping[str, str] = field(default_factory=dict)
 
@@ -80,6 +86,8 @@ class BuildJob:
             "hardware_compatibility_level": self.hardware_compatibility_level or None,
             "version_compatible": self.version_compatible or None,
             "weight_streaming": self.weight_streaming or None,
+            "refit": self.refit or None,
+            "strip_weights": self.strip_weights or None,
             "plugins": [Path(plugin).name for plugin in self.plugins] or None,
             "builder_args": dict(sorted(self.builder_args.items())) or None,
         }
@@ -100,6 +108,8 @@ class BuildJob:
             "hardware_compatibility_level": self.hardware_compatibility_level,
             "version_compatible": self.version_compatible,
             "weight_streaming": self.weight_streaming,
+            "refit": self.refit,
+            "strip_weights": self.strip_weights,
             "plugins": list(self.plugins),
             "builder_args": dict(self.builder_args),
         }
@@ -121,6 +131,8 @@ class BuildJob:
                 hardware_compatibility_level=str(document["hardware_compatibility_level"]),
                 version_compatible=bool(document["version_compatible"]),
                 weight_streaming=bool(document["weight_streaming"]),
+                refit=bool(document["refit"]),
+                strip_weights=bool(document["strip_weights"]),
                 plugins=tuple(str(plugin) for plugin in document["plugins"]),
                 builder_args={str(name): str(value) for name, value in document["builder_args"].items()},
             )

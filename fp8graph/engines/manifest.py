@@ -20,10 +20,14 @@ KIND, VERSION = "engine", 1
 
 @dataclass(frozen=True)
 class Manifest:
-    """A manifest, read. `layers` is None where the builder listed none; `builder` is name and version."""
+    """A manifest, read. `engine`, `model`, `plan` and the values of `data` (the model's data files) are sha256.
+
+    `layers` is None where the builder listed none; `builder` is name and version.
+    """
 
     engine: str
     model: str
+    data: Mapping[str, str]
     plan: str
     builder: str
     chips: tuple[str, ...]
@@ -43,6 +47,7 @@ class Manifest:
             return Manifest(
                 engine=str(document["engine"]),
                 model=str(document["model"]),
+                data={str(name): str(digest) for name, digest in document["data"].items()},
                 plan=str(document["plan"]),
                 builder=f"{document['builder']['name']} {document['builder']['version']}",
                 chips=tuple(str(chip) for chip in document["chips"]),
@@ -59,13 +64,22 @@ def beside(engine: Path) -> Path:
 
 
 def make(
-    job: BuildJob, engine: Path, plan: str, made: Mapping[str, Any], rows: Sequence[EngineOp] | None
+    job: BuildJob,
+    engine: Path,
+    plan: str,
+    made: Mapping[str, Any],
+    rows: Sequence[EngineOp] | None,
+    data: Sequence[Path] = (),
 ) -> dict[str, Any]:
-    """The manifest of an engine as a document. Digests instead of paths: same inputs, same bytes."""
+    """The manifest of an engine as a document; `data` are the model's data files.
+
+    Digests instead of paths: same inputs, same bytes. Files are named without their folders.
+    """
     return {
         "schema": f"fp8graph.{KIND}/{VERSION}",
         "engine": sha256_of(engine),
         "model": sha256_of(Path(job.model)),
+        "data": {path.name: sha256_of(path) for path in data},
         "plan": plan,
         "builder": {"name": job.builder, "version": made["version"]},
         "chips": list(made["chips"]),
@@ -73,6 +87,14 @@ def make(
         "options": job.options,
         "layers": None if rows is None else [row.to_json() for row in rows],
     }
+
+
+def with_attestation(document: Mapping[str, Any], attested: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest with what an attestation document says in short: its counts and shares, and who is not as planned."""
+    short = {name: attested[name] for name in ("counts", "macs_fp8", "weight_bytes_fp8")}
+    broken = [key for key, op in attested["verdicts"].items() if op["verdict"] != op["planned"]]
+    rest = {name: value for name, value in document.items() if name != "layers"}  # the longest entry stays last
+    return {**rest, "attestation": {**short, "not_as_planned": broken}, "layers": document["layers"]}
 
 
 def spell(document: Mapping[str, Any]) -> str:
@@ -87,20 +109,27 @@ def spell(document: Mapping[str, Any]) -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def find(engine: Path, sha256: str) -> tuple[dict[str, Any] | None, str]:
-    """The manifest beside an engine, or None and why there is none that speaks of this very file.
+def find(engine: Path, sha256: str) -> tuple[dict[str, Any] | None, str, bool]:
+    """The manifest beside an engine, or None, why it is not heard, and whether it speaks of another file.
 
-    Raises InputError FG111 where one of ours is there and damaged.
+    A manifest that speaks of other bytes than the engine's is whole, but no witness: one of the two was changed, or
+    they never belonged together. That none lies beside an engine is no error: it may have been built elsewhere.
+
+    Raises InputError FG111 where the file is there and is no manifest, damaged, or of a newer version.
     """
     path = beside(engine)
     if not path.is_file():
-        return None, f"no {path.name} beside it"
+        return None, f"no {path.name} beside it", False
     try:
         document = load_json(path, "the engine's manifest")
-    except InputError:
-        return None, f"{path.name} is no manifest"
-    if not isinstance(document, dict) or not str(document.get("schema", "")).startswith(f"fp8graph.{KIND}/"):
-        return None, f"{path.name} is no manifest"
-    if document.get("engine") != sha256:
-        return None, f"{path.name} speaks of another file"
-    return document, ""
+        said = Manifest.from_json(document, str(path))
+    except InputError as error:
+        error.do = (
+            f"build the engine anew, its manifest with it: python -m fp8graph build MODEL -o {engine} --force; "
+            f"or move {path.name} away: the engine file then speaks alone"
+        )
+        raise
+    if said.engine != sha256:
+        why = f"{path.name} speaks of another file: sha256 {said.engine[:12]}, this engine has {sha256[:12]}"
+        return None, why, True
+    return dict(document), "", False

@@ -66,11 +66,16 @@ def devices() -> list[dict[str, str]]:
     return found
 
 
+def short(version: object) -> str:
+    """A version without the build that some append.   2026.4.1-22982-e213a147257 -> 2026.4.1"""
+    return str(version).partition("-")[0]
+
+
 def _answer(builder: str) -> dict[str, Any]:
     backend = importlib.import_module(MODULES[builder])
     gpus = devices()
     try:
-        version = str(backend.load().__version__)
+        version = short(backend.load().__version__)
     except Exception as error:
         # A package that is half there raises whatever it likes, often several lines of it.
         why = f"{type(error).__name__}: {error}".partition("\n")[0]

@@ -18,8 +18,8 @@ from __future__ import annotations
 import mmap
 import re
 import struct
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,8 @@ class EngineFile:
     chips       chips that all its programs serve
     profiles    optimisation profiles whose programs it holds
     ops         what it computes; empty where `unknown` says why nothing could be read
+    constant_bytes   bytes of the constants that its programs read, each once; None where nothing could be read
+    weights     bytes of constants by type, of the profile that holds most of it: profiles share what is stored
     """
 
     sha256: str
@@ -61,6 +63,8 @@ class EngineFile:
     profiles: int
     ops: tuple[EngineOp, ...]
     unknown: str = ""
+    constant_bytes: int | None = None
+    weights: Mapping[str, int] = field(default_factory=dict)
 
 
 class _FormError(Exception):
@@ -119,7 +123,9 @@ def _read(data: mmap.mmap, start: bytes, digest: str) -> EngineFile:
         items = [item for program in programs for item in program.items]
         common = set(mains[0].chips).intersection(*(program.chips for program in mains))
         chips = tuple(chip for chip in mains[0].chips if chip in common)
-        return EngineFile(digest, builder, chips, 1 + max(program.profile for program in mains), tuple(link(items)))
+        profiles = 1 + max(program.profile for program in mains)
+        ops, held = tuple(link(items)), _held(data, programs)
+        return EngineFile(digest, builder, chips, profiles, ops, constant_bytes=held, weights=_by_type(programs))
     except (_FormError, RecursionError) as error:
         return EngineFile(digest, builder, (), 1, (), f"the file is not in the form that is known: {error}")
 
@@ -134,12 +140,29 @@ def _section(data: mmap.mmap, tag: bytes) -> tuple[int, int]:
     return first, size
 
 
+def _held(data: mmap.mmap, programs: Sequence[_Program]) -> int:
+    """Bytes of all constants. Programs of several profiles share the stored ones: never more than that part holds."""
+    _, stored = _section(data, b"THGW")
+    return min(stored, sum(size for program in programs for _, size in program.constants.values()))
+
+
+def _by_type(programs: Sequence[_Program]) -> dict[str, int]:
+    sums: dict[tuple[str, int], int] = {}
+    for program in programs:
+        for type_, size in program.constants.values():
+            sums[type_, program.profile] = sums.get((type_, program.profile), 0) + size
+    return {name: max(sums[key] for key in sums if key[0] == name) for name in sorted({name for name, _ in sums})}
+
+
 @dataclass(frozen=True)
 class _Program:
+    """`constants`: type and bytes of each stored constant by the region and the place in it that its tensors name."""
+
     version: int
     profile: int
     chips: tuple[str, ...]
     items: tuple[Item, ...]
+    constants: Mapping[tuple[str, str], tuple[str, int]]
 
 
 def _programs(data: mmap.mmap, first: int, end: int) -> Iterator[_Program]:
@@ -167,8 +190,23 @@ def _programs(data: mmap.mmap, first: int, end: int) -> Iterator[_Program]:
         if version == _MAIN:
             constants = frozenset(name for name, tensor in tensors.items() if tensor[0].constant)
         items = tuple(_items(parts["main"], tensors, owner, inside=version == _FUSION_BODY))
-        yield _Program(version, owner, tuple(_list(header.get("accelerators"))), items)
+        held = _constants(parts["descriptors"]) if version == _MAIN else {}
+        yield _Program(version, owner, tuple(_list(header.get("accelerators"))), items, held)
         at = begin + length
+
+
+def _constants(entries: list[tuple[str, Any]]) -> dict[tuple[str, str], tuple[str, int]]:
+    """Type and bytes of the constants of a program. Tensors of equal bytes name one place, and are stored there once."""
+    found = {}
+    for key, value in entries:
+        fields = dict(value) if key == "tensor" and isinstance(value, list) else {}
+        size = str(fields.get("const_payload_size", ""))
+        if size.isdecimal():
+            # A constant that names no place has one of its own.
+            place = str(fields.get("offset", fields.get("name", "")))
+            type_ = str(fields.get("type", ""))
+            found[str(fields.get("region", "")), place] = (_TYPES.get(type_, type_), int(size))
+    return found
 
 
 def _tensors(entries: list[tuple[str, Any]], outside: frozenset[str]) -> dict[str, tuple[Tensor, int]]:

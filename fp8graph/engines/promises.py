@@ -8,7 +8,10 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from fp8graph.base.errors import UsageError
+from fp8graph.data import target as targets
 from fp8graph.data.plan import Decision, Plan
+from fp8graph.data.target import Target
 from fp8graph.engines.sites import PRODUCTS, Operand, Site, operand
 from fp8graph.engines.witness import SMALL
 from fp8graph.graph import walk
@@ -34,13 +37,26 @@ def family(format_name: str) -> str:
     return format_name.removeprefix("u")
 
 
-def planned_word(decision: Decision) -> str:
+def planned_word(decision: Decision, target: Target | None = None) -> str:
     """What a decision promises: the family that both operands have, or `storage` where only one is quantized.
 
-    Of two families that of the activation counts, which is the one that arithmetic runs in.
+    Of two families that of the activation counts, which is the one that arithmetic runs in. Where the table of the
+    plan's target says `emulated` of such an op, that is what was planned: nobody was promised more.
     """
-    families = [family(decision.inputs[slot].format) for slot in (0, 1) if slot in decision.inputs]
-    return families[0] if len(families) == 2 else "storage"
+    formats = [decision.inputs[slot].format for slot in (0, 1) if slot in decision.inputs]
+    if len(formats) < 2:
+        return "storage"
+    if target is not None and target.row(decision.op_type, formats[0], {}).status == "emulated":
+        return "emulated"
+    return family(formats[0])
+
+
+def _target(plan: Plan) -> Target | None:
+    """The target that a plan was made for; None where it is none of ours."""
+    try:
+        return targets.load(plan.target)
+    except UsageError:
+        return None
 
 
 def of_plan(plan: Plan, found: Sequence[Site]) -> list[Promise]:
@@ -54,19 +70,20 @@ def of_plan(plan: Plan, found: Sequence[Site]) -> list[Promise]:
     by_place: dict[str, list[Site]] = {}
     for site in found:
         key = walk.node_key(site.node)
-        by_key.setdefault(key, []).append(site)
+        for one in walk.keys(site.place):
+            by_key.setdefault(one, []).append(site)
         whole, _, role = key.rpartition("~")
         if whole and role and site.node.op_type in PRODUCTS:
             by_key.setdefault(whole + "~", []).append(site)
         by_name.setdefault(site.node.name or "", []).append(site)
         by_place.setdefault(site.place.scope + walk.first_output(site.node), []).append(site)
-    promises = []
+    promises, aim = [], _target(plan)
     for key, decision in plan.quantized():
         sites = by_key.get(key) or by_key.get(key + "~")
         if not sites and decision.name:
             sites = by_name.get(decision.name)
         sites = sites or [site for site in by_place.get(key, []) if not walk.node_key(site.node)]
-        promises.append(Promise(key, decision.op_type, decision.name, planned_word(decision), tuple(sites)))
+        promises.append(Promise(key, decision.op_type, decision.name, planned_word(decision, aim), tuple(sites)))
     return promises
 
 

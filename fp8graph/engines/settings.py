@@ -15,8 +15,25 @@ _OURS = frozenset({"progress_monitor", "profiling_verbosity", "num_compute_capab
 _TRUE, _FALSE = ("1", "true", "on", "yes"), ("0", "false", "off", "no")
 
 
+def flags(job: BuildJob) -> list[str]:
+    """The builder flags that a job's own options stand for, by the builder's names."""
+    asked = {
+        "WEIGHT_STREAMING": job.weight_streaming,
+        "REFIT": job.refit,
+        "STRIP_PLAN": job.strip_weights,
+        # Weights that were stripped come back unchanged, unless --refit says that others may take their place.
+        "REFIT_IDENTICAL": job.strip_weights and not job.refit,
+    }
+    return [name for name, wanted in asked.items() if wanted]
+
+
+def switched_on(job: BuildJob, flag: str) -> bool:
+    """Whether `--builder-arg` switches a builder flag on."""
+    return any(name.replace("-", "_").upper() == flag and _bool(value) for name, value in job.builder_args.items())
+
+
 def apply_args(trt: Any, config: Any, job: BuildJob) -> None:
-    """Sets level, workspace, weight streaming and the builder's own settings.
+    """Sets level, workspace, weight streaming, refitting and the builder's own settings.
 
     Raises UsageError: FG101 for a setting that the builder does not have, FG100 for a value that it does not take.
     """
@@ -24,8 +41,8 @@ def apply_args(trt: Any, config: Any, job: BuildJob) -> None:
         config.builder_optimization_level = job.optimization_level
     if job.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, job.workspace_bytes)
-    if job.weight_streaming:
-        config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
+    for flag in flags(job):
+        config.set_flag(trt.BuilderFlag.__members__[flag])
     for name, value in job.builder_args.items():
         _set(trt, config, name, value)
 

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from fp8graph.engines.witness import NodeName
 from fp8graph.graph import walk
+from fp8graph.graph.constants import constants as constants
 
 # Op types whose first two inputs are multiplied.
 PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "Attention", "TRT_QuantizedAttention"})
@@ -24,9 +25,6 @@ BREAKERS = frozenset(
     | {"Relu", "LeakyRelu", "PRelu", "Clip", "Sigmoid", "HardSwish", "HardSigmoid", "Gelu", "Elu", "Tanh"}
 )
 _DEQUANTIZE = {"DequantizeLinear": "", "TRT_FP8DequantizeLinear": "fp8", "TRT_MXFP8DequantizeLinear": "fp8"}
-_RANDOM = frozenset(
-    {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
-)
 _STEPS = 64  # longest chain between an op and its DQ that is followed
 _FORMATS = {
     "FLOAT8E4M3FN": "fp8",
@@ -76,36 +74,6 @@ def _sites(graph: ir.Graph | ir.Function, scope: str, suffix: str, *, looped: bo
             # Measured: branches of If add to a name, bodies of Loop and Scan do not.
             branch = f" | {body.name} ({attribute}) | {base} (If){suffix}" if node.op_type == "If" else suffix
             yield from _sites(body, inner, branch, looped=looped or node.op_type in ("Loop", "Scan"), called=called)
-
-
-def constants(model: ir.Model) -> set[int]:
-    """id() of every value that is made of initializers and Constants alone. Nodes may come in any order."""
-    found: set[int] = set()
-    missing: dict[int, int] = {}  # id of a node -> inputs that are not known to be constant yet
-    ready: list[ir.Value] = []
-    readers: dict[int, list[ir.Node]] = {}
-    for place in walk.walk(model):
-        node = place.node
-        if node.op_type in _RANDOM or any(True for _ in walk.bodies(node)):
-            continue
-        inputs = {id(value): value for value in node.inputs if value is not None}
-        missing[id(node)] = len(inputs)
-        for value in inputs.values():
-            readers.setdefault(id(value), []).append(node)
-            if value.is_initializer() and not value.is_graph_input():
-                ready.append(value)
-        if not inputs:
-            ready.extend(node.outputs)
-    while ready:
-        value = ready.pop()
-        if id(value) in found:
-            continue
-        found.add(id(value))
-        for node in readers.get(id(value), ()):
-            missing[id(node)] -= 1
-            if not missing[id(node)]:
-                ready.extend(node.outputs)
-    return found
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
-"""How large an op is: multiply-accumulates and weight, where shapes are known."""
+"""How large things are: an op's multiply-accumulates and weight, where shapes are known; the constants of a model."""
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -21,29 +22,8 @@ def op_sizes(model: ir.Model, shapes: Shapes) -> dict[str, tuple[int | None, int
     element, whatever it is stored in: so shares compare what FP8 makes of it. A product of two activations has none.
     A body counts once, however often it runs; bodies of functions are not inferred.
     """
-    wanted = {name: profile.opt for name, profile in shapes.items()}
-    fitting = {
-        value.name: wanted[value.name]
-        for value in model.graph.inputs
-        if value.name in wanted and (value.shape is None or len(value.shape) == len(wanted[value.name]))
-    }
-    try:
-        inferred = protos.concrete_shapes(model, fitting)
-    except Exception:  # onnx raises many types; a size is no reason to fail
-        inferred = {}
-    scopes = walk.scope_table(model)
+    shape = _shapes_under(model, shapes)
     known = constants(model)
-
-    def shape(value: ir.Value | None) -> _Shape | None:
-        if value is None:
-            return None
-        dims: Sequence[object] | None = inferred.get(walk.qualified(value, scopes))
-        if dims is None and value.shape is not None:
-            dims = list(value.shape)
-        if dims is None or not all(isinstance(size, int) for size in dims):
-            return None
-        return tuple(int(str(size)) for size in dims)
-
     sizes = {}
     for place in walk.walk(model):
         node = place.node
@@ -58,6 +38,33 @@ def op_sizes(model: ir.Model, shapes: Shapes) -> dict[str, tuple[int | None, int
             held = sum(math.prod(dims) for dims in known_weights) if len(known_weights) == len(weights) else None
             sizes[place.key] = (_macs(node, a, b, y), held)
     return sizes
+
+
+def _shapes_under(model: ir.Model, shapes: Shapes) -> Callable[[ir.Value | None], _Shape | None]:
+    """A function that gives the shape of a value at the optimum of `shapes`, or None."""
+    wanted = {name: profile.opt for name, profile in shapes.items()}
+    fitting = {
+        value.name: wanted[value.name]
+        for value in model.graph.inputs
+        if value.name in wanted and (value.shape is None or len(value.shape) == len(wanted[value.name]))
+    }
+    try:
+        inferred = protos.concrete_shapes(model, fitting)
+    except Exception:  # onnx raises many types; a size is no reason to fail
+        inferred = {}
+    scopes = walk.scope_table(model)
+
+    def shape(value: ir.Value | None) -> _Shape | None:
+        if value is None:
+            return None
+        dims: Sequence[object] | None = inferred.get(walk.qualified(value, scopes))
+        if dims is None and value.shape is not None:
+            dims = list(value.shape)
+        if dims is None or not all(isinstance(size, int) for size in dims):
+            return None
+        return tuple(int(str(size)) for size in dims)
+
+    return shape
 
 
 def _macs(node: ir.Node, a: _Shape | None, b: _Shape | None, y: _Shape | None) -> int | None:
@@ -85,3 +92,74 @@ def _gemm_macs(attributes: Mapping[str, ir.Attr], a: _Shape, b: _Shape) -> int |
     turned = [bool(name in attributes and attributes[name].as_int()) for name in ("transA", "transB")]
     m, k = reversed(a) if turned[0] else a
     return m * k * (b[0] if turned[1] else b[1])
+
+
+def constant_bytes(model: ir.Model, planned: Mapping[int, float]) -> int | None:
+    """Bytes of the constants that an engine of this model has to hold: its floating and quantized initializers.
+
+    Each in the type in which it is read: behind QuantizeLinear or Cast, in what these make of it; behind nothing, as it
+    is stored. `planned` maps the id() of a value to bytes an element where a plan decided on another type. Equal byte
+    strings count once, as engines store them once. Integers are shapes and indices: they become part of the program.
+    None where an initializer holds no data.
+    """
+    total, seen = 0.0, set[tuple[bytes, float]]()
+    for _, graph in walk.graphs(model):
+        if isinstance(graph, ir.Function):
+            continue
+        constants = [*graph.initializers.values(), *(out for node in graph for out in _made(node))]
+        for value in constants:
+            tensor = value.const_value
+            if tensor is None:
+                return None
+            if value.uses() and _is_weight(tensor.dtype, value):
+                each = planned.get(id(value), _bytes_each(value, tensor))
+                mark = (hashlib.sha256(tensor.tobytes()).digest(), each)
+                total += 0 if mark in seen else tensor.size * each
+                seen.add(mark)
+    return math.ceil(total)
+
+
+def padding_bytes(model: ir.Model, shapes: Shapes, fp8: Container[int]) -> int:
+    """Bytes that an engine holds beyond the model's constants, because a Conv's input channels are padded with zeros.
+
+    Measured with tensorrt_rtx 1.7.1, sm89 and sm120: in fp16 and bf16 to an even number in each group, in FP8 to a
+    multiple of four. The weight grows, and where the shapes are fixed, a block of zeros [N, missing, ..] is kept to be
+    appended to the input. Not for kernels of one element and, in half precision, not for depthwise Conv. `fp8`: id() of
+    the nodes that are to run in FP8.
+    """
+    shape = _shapes_under(model, shapes)
+    fixed = all(profile.min == profile.max for profile in shapes.values())
+    total = 0
+    for place in walk.walk(model):
+        node = place.node
+        x, w = (shape(value) for value in node.inputs[:2]) if node.op_type == "Conv" else (None, None)
+        if x is None or w is None or len(w) < 3 or not w[1] or math.prod(w[2:]) < 2:
+            continue
+        small, group = id(node) in fp8, x[1] // w[1]
+        half = node.inputs[0] is not None and node.inputs[0].dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+        if not small and (not half or (w[1] == 1 and group > 1)):
+            continue
+        missing, each = -w[1] % (4 if small else 2), 1 if small else 2
+        block = x[0] * group * missing * math.prod(x[2:]) if fixed else 0
+        total += each * (w[0] * missing * math.prod(w[2:]) + block)
+    return total
+
+
+def _made(node: ir.Node) -> Sequence[ir.Value]:
+    return node.outputs if node.op_type == "Constant" and node.outputs[0].const_value is not None else ()
+
+
+def _is_weight(dtype: ir.DataType, value: ir.Value) -> bool:
+    """Whether a constant becomes one of the engine: floats, and integers that a DequantizeLinear reads."""
+    if dtype.is_floating_point():
+        return True
+    return any(user.op_type == "DequantizeLinear" for user, _ in value.uses())
+
+
+def _bytes_each(value: ir.Value, tensor: ir.TensorProtocol) -> float:
+    """Bytes an element in the type that its readers have it in."""
+    users = [user for user, _ in value.uses()]
+    if users and all(user.op_type in ("QuantizeLinear", "Cast") and user.inputs[0] is value for user in users):
+        made = [user.outputs[0].dtype for user in users]
+        return max(float((dtype or tensor.dtype).itemsize) for dtype in made)
+    return float(tensor.dtype.itemsize)

@@ -22,7 +22,7 @@ def load() -> Any:
     return tensorrt
 
 
-def refuse(job: BuildJob) -> list[str]:
+def refuse(job: BuildJob, devices: Sequence[str]) -> list[str]:
     """No warnings. Raises UsageError FG100 for more than one chip: an engine serves the GPU it was built on."""
     if len(job.chips) > 1:
         raise UsageError(

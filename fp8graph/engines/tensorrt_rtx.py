@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fp8graph.base.errors import UsageError
+from fp8graph.base.errors import BackendError, UsageError
 from fp8graph.base.names import did_you_mean
+from fp8graph.data import target as targets
 from fp8graph.engines.job import BuildJob
+from fp8graph.engines.settings import switched_on
 
 NAME = "tensorrt-rtx"
 # Measured: 1.4.0 asks the CUDA runtime for a device even where a chip is set; 1.5.0, 1.6.1 and 1.7.1 do not.
@@ -21,17 +23,31 @@ def load() -> Any:
     return tensorrt_rtx
 
 
-def refuse(job: BuildJob) -> list[str]:
+def refuse(job: BuildJob, devices: Sequence[str]) -> list[str]:
     """Warnings about what this builder leaves out without changing the result.
 
     Raises UsageError FG100 for what it does not have: version-compatible engines (the lean runtime is not in the
-    package) and hardware compatibility (`setHardwareCompatibilityLevel() is unsupported`), measured with 1.7.1.
+    package) and hardware compatibility (`setHardwareCompatibilityLevel() is unsupported`), measured with 1.7.1;
+    BackendError FG505 for weights that can be replaced or are left out, where there is no GPU.
     """
-    if job.version_compatible:
+    if job.version_compatible or switched_on(job, "VERSION_COMPATIBLE"):
         raise _lacks("--version-compatible", "version-compatible engines", "leave it out, or build for target tensorrt")
     if job.hardware_compatibility_level not in ("", "none"):
         do = "name the chips instead: --target tensorrt-rtx:sm89+sm120 makes one engine for both"
         raise _lacks("--hardware-compatibility-level", "hardware compatibility levels", do)
+    needy = next((flag for flag in ("REFIT", "REFIT_IDENTICAL", "STRIP_PLAN") if switched_on(job, flag)), "")
+    needy = "--refit" if job.refit else "--strip-weights" if job.strip_weights else needy
+    if needy and len(job.chips) > 1:
+        do = f"name one chip, or leave {needy} out"
+        raise _lacks(needy, f"refittable or stripped engines for several chips ({', '.join(job.chips)})", do)
+    if needy and not devices:
+        raise BackendError(
+            "refittable and stripped engines are built on a GPU only, and this machine has none",
+            where=needy,
+            why="everything else tensorrt-rtx builds without one (measured with 1.7.1)",
+            do=f"leave {needy} out, or build on a machine with a GPU",
+            code="FG505",
+        )
     if job.load_timing_cache or job.save_timing_cache:
         return ["tensorrt-rtx has no timing cache: tactics are chosen on the device, the option changes nothing"]
     return []
@@ -50,11 +66,12 @@ def chips(trt: Any, job: BuildJob, devices: Sequence[str]) -> tuple[str, ...]:
     known = [name.lower() for name in trt.ComputeCapability.__members__ if name.startswith("SM")]
     asked = job.chips or tuple(devices[:1])
     if not asked:
+        able = [chip for chip in targets.load("tensorrt-rtx").chips if chip in known]
         raise UsageError(
             "no chip was named, and this machine has no GPU to take it from",
             where="--target",
-            why=f"tensorrt-rtx builds for {', '.join(known)}",
-            do="name one or several: --target tensorrt-rtx:sm89+sm120",
+            why=f"of the chips that tensorrt-rtx builds for, {', '.join(able)} run FP8",
+            do=f"name one or several: --target tensorrt-rtx:{'+'.join(able[:2])}",
             code="FG100",
         )
     for chip in asked:

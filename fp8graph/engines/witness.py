@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Kind = Literal["product", "attention", "fusion", "other"]
-Word = Literal["fp8", "int8", "fp4", "storage", "high", "generated", "missing", "unclear"]
+Word = Literal["fp8", "int8", "fp4", "storage", "emulated", "high", "generated", "missing", "unclear"]
 # From best to worst: of several layers, profiles or calls the worst counts.
-ORDER: tuple[Word, ...] = ("fp8", "int8", "fp4", "storage", "high", "generated", "unclear", "missing")
+ORDER: tuple[Word, ...] = ("fp8", "int8", "fp4", "storage", "emulated", "high", "generated", "unclear", "missing")
 
 # Types that weights are stored in at one byte or less.
 SMALL = frozenset({"fp8", "fp4", "int8", "int4"})
@@ -35,6 +35,10 @@ _KINDS: Mapping[str, Kind] = {
     "corrltn": "product",
     "deconvolution": "product",
     "runtime_fusion": "fusion",
+    "Convolution": "product",  # from here on: OpenVINO's words
+    "Deconvolution": "product",
+    "FullyConnected": "product",
+    "MatMul": "product",
 }
 
 
@@ -67,6 +71,7 @@ class EngineOp:
     names      names of the ONNX nodes merged into it
     operands   types of its data operands
     stored     types, of one byte or less, of the weights that it reads as they are or dequantized by kernels before it
+    rounded    types that its moving operands were rounded to on their way, where all of them were: emulation
     """
 
     profile: int
@@ -74,6 +79,7 @@ class EngineOp:
     names: tuple[str, ...]
     operands: tuple[str, ...]
     stored: tuple[str, ...]
+    rounded: tuple[str, ...] = ()
 
     @property
     def kind(self) -> Kind:
@@ -85,6 +91,8 @@ class EngineOp:
         row: dict[str, Any] = {"layer": self.said, "onnx": list(self.names), "operands": list(self.operands)}
         if self.stored:
             row["stored"] = list(self.stored)
+        if self.rounded:
+            row["rounded"] = list(self.rounded)
         if self.profile:
             row["profile"] = self.profile
         return row
@@ -98,6 +106,7 @@ class EngineOp:
             _texts(row["onnx"]),
             _texts(row["operands"]),
             _texts(row.get("stored", [])),
+            _texts(row.get("rounded", [])),
         )
 
 
@@ -211,16 +220,22 @@ class Witness:
 
     def says(self, node: NodeName) -> Testimony:
         """The word on one node, over all profiles: the worst, with where it differs."""
-        said = [self._in_profile(node, profile) for profile in range(self.profiles)]
+        said = self.in_profiles(node)
         worst = max(said, key=lambda testimony: ORDER.index(testimony.word))
         if len(set(said)) == 1:
             return worst
         each = "; ".join(f"profile {index}: {testimony.text}" for index, testimony in enumerate(said))
         return Testimony(worst.word, each)
 
+    def in_profiles(self, node: NodeName) -> list[Testimony]:
+        """The word on one node in each profile."""
+        return [self._in_profile(node, profile) for profile in range(self.profiles)]
+
     def _in_profile(self, node: NodeName, profile: int) -> Testimony:
         listed = self._of.get((node, profile), [])
-        telling = [op for op in listed if op.kind in ("product", "attention")]
+        # An attention names the projections, too, whose scales per channel it applies: they speak for themselves.
+        products = [op for op in listed if op.kind == "product"]
+        telling = products or [op for op in listed if op.kind == "attention"]
         twins = self._twins.get(node, 1)
         if twins > 1 and len(telling) < twins:
             return Testimony("unclear", f"{twins} nodes are called '{node.base}', {len(telling)} products name them")
@@ -262,6 +277,9 @@ def _judge(op: EngineOp) -> Testimony:
         for small in _BOTH:
             if op.operands.count(small) >= 2:
                 return Testimony(small, f"{small} x {small}")
+        if op.rounded:
+            text = f"{' x '.join(op.operands[:2])} on values rounded to {' and '.join(dict.fromkeys(op.rounded))}"
+            return Testimony("emulated", text)
         return Testimony(low, " x ".join(op.operands[:2]) + kept)
     if op.kind == "fusion":
         return Testimony(low, f"fused with its dequantization, arithmetic in high precision{kept}")

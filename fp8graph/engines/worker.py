@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from fp8graph.base.errors import BackendError, Fp8GraphError, InputError, UsageError
-from fp8graph.engines.job import BuildJob
-from fp8graph.engines.probe import MODULES, devices
+from fp8graph.engines.job import EXTRAS, BuildJob
+from fp8graph.engines.probe import MODULES, devices, short
 from fp8graph.engines.settings import add_profiles, apply_args
 
 # Lines that say nothing: no driver on a machine that builds ahead of time, the importer's frame around an error, and
@@ -44,8 +44,8 @@ class Backend(Protocol):
     def load(self) -> Any:
         """The third-party module; ImportError where it is missing."""
 
-    def refuse(self, job: BuildJob) -> list[str]:
-        """Warnings; UsageError for what the builder does not have."""
+    def refuse(self, job: BuildJob, devices: Sequence[str]) -> list[str]:
+        """Warnings; UsageError for what the builder does not have, BackendError for what it cannot do here."""
 
     def why_not_here(self, version: str, devices: Sequence[str]) -> str:
         """Why this machine cannot build; empty where it can."""
@@ -96,16 +96,16 @@ def build(backend: Backend, job: BuildJob, engine: Path, cache: str, log: Log, e
 
     Gives version, chips and warnings. Raises Fp8GraphError, or RefusedError where parser or builder said no.
     """
-    warnings = backend.refuse(job)
-    trt = _module(backend)
     gpus = [gpu["chip"] for gpu in devices()]
+    warnings = backend.refuse(job, gpus)
+    trt = _module(backend)
     chips = backend.chips(trt, job, gpus)
     why_not = backend.why_not_here(str(trt.__version__), gpus)
     if why_not:
         raise BackendError(f"{backend.NAME} cannot build on this machine", why=why_not, code="FG505")
     logger = _logger(trt, log)
-    _load_plugins(trt, logger, job)
-    builder = trt.Builder(logger)
+    builder = trt.Builder(logger)  # first: without one the registry has nobody to tell why it refuses a library
+    _load_plugins(trt, logger, job, log)
     # Needed by 10.x, ignored by later ones, where every network is strongly typed.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     emit({"event": "phase", "name": "Parsing"})
@@ -128,15 +128,34 @@ def build(backend: Backend, job: BuildJob, engine: Path, cache: str, log: Log, e
     return {"version": str(trt.__version__), "chips": list(chips), "warnings": warnings + log.warnings}
 
 
+def build_alone(backend: Any, job: BuildJob, engine: Path, cache: str, log: Log, emit: Emit) -> dict[str, Any]:
+    """A builder that shares nothing with TensorRT: its module has a `build` of its own, which gives the layers, too.
+
+    Gives what `build` gives, and `layers` as rows of the manifest. Raises Fp8GraphError.
+    """
+    gpus = [gpu["chip"] for gpu in devices()]
+    warnings = backend.refuse(job, gpus)
+    module = _module(backend)
+    version = short(module.__version__)
+    if why_not := backend.why_not_here(version, gpus):
+        raise BackendError(f"{backend.NAME} cannot build on this machine", why=why_not, code="FG505")
+
+    def say(line: str) -> None:
+        log.write("INFO", line)
+        emit({"event": "phase", "name": line})
+
+    made: dict[str, Any] = backend.build(module, job, engine, say)
+    return {**made, "version": version, "warnings": warnings + made["warnings"]}
+
+
 def _module(backend: Backend) -> Any:
     try:
         return backend.load()
     except Exception as error:  # a package that is half there raises whatever it likes
-        extra = {"tensorrt-rtx": "rtx", "tensorrt": "tensorrt"}[backend.NAME]
         raise BackendError(
             f"{backend.NAME} is not usable here",
             why=f"{type(error).__name__}: {error}".partition("\n")[0],
-            do=f"pip install 'fp8graph[{extra}]'; python -m fp8graph doctor says more",
+            do=f"pip install 'fp8graph[{EXTRAS[backend.NAME]}]'; python -m fp8graph doctor says more",
             code="FG505",
         ) from error
 
@@ -156,16 +175,18 @@ def _parse(trt: Any, network: Any, logger: Any, job: BuildJob, log: Log) -> None
         raise InputError("the model cannot be read", where=job.model, why=why, code="FG106")
 
 
-def _load_plugins(trt: Any, logger: Any, job: BuildJob) -> None:
+def _load_plugins(trt: Any, logger: Any, job: BuildJob, log: Log) -> None:
     if not job.plugins:
         return
     trt.init_libnvinfer_plugins(logger, "")
     for library in job.plugins:
         if trt.get_plugin_registry().load_library(library) is None:
+            found = re.search(r"\((.+?)\.? In \w+ at ", log.errors[-1]) if log.errors else None
+            said = f": {found[1] if found else log.errors[-1]}" if log.errors else ""
             raise InputError(
                 "the library of custom ops cannot be loaded",
                 where=library,
-                why="it is missing, or no plugin library of this builder",
+                why=f"it is missing, or no plugin library of this builder{said}",
                 do="build it against the version that `python -m fp8graph doctor` shows",
                 code="FG111",
             )
@@ -225,7 +246,9 @@ def _result(folder: Path, events: IO[str]) -> dict[str, Any]:
         order = json.loads((folder / "job.json").read_text(encoding="utf-8"))
         job = BuildJob.from_json(order["job"])
         backend: Backend = importlib.import_module(MODULES[job.builder])
-        made = build(backend, job, Path(order["engine"]), order["timing_cache"], log, emit)
+        own = hasattr(backend, "build")
+        how = build_alone if own else build
+        made = how(backend, job, Path(order["engine"]), order["timing_cache"], log, emit)
         (folder / "layers.txt").write_text(log.layers, encoding="utf-8", errors="replace")
         return {"made": made}
     except RefusedError as refused:

@@ -6,9 +6,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fp8graph.flow.benching import Benched, bench
     from fp8graph.flow.engine import Built, attest, build
-    from fp8graph.flow.looking import check, compare, doctor, inspect
+    from fp8graph.flow.inspecting import diff, inspect
+    from fp8graph.flow.looking import check, compare, doctor
     from fp8graph.flow.optimizing import Calibrated, Optimized, calibrate, optimize
+    from fp8graph.flow.reporting import Reported, report
 
 _HOME = {
     "optimize": "optimizing",
@@ -18,23 +21,33 @@ _HOME = {
     "build": "engine",
     "attest": "engine",
     "Built": "engine",
+    "bench": "benching",
+    "Benched": "benching",
     "compare": "looking",
     "check": "looking",
-    "inspect": "looking",
+    "inspect": "inspecting",
+    "diff": "inspecting",
+    "report": "reporting",
+    "Reported": "reporting",
     "doctor": "looking",
 }
 __all__ = [
+    "Benched",
     "Built",
     "Calibrated",
     "Optimized",
+    "Reported",
     "attest",
+    "bench",
     "build",
     "calibrate",
     "check",
     "compare",
+    "diff",
     "doctor",
     "inspect",
     "optimize",
+    "report",
 ]
 
 

@@ -2,41 +2,55 @@
 
 from __future__ import annotations
 
+import importlib
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fp8graph.base.errors import InputError, UsageError
-from fp8graph.base.files import WrittenFile, check_writable, sha256_of
+from fp8graph.base.files import WrittenFile, check_writable, describe, same_file, sha256_of, write_text
+from fp8graph.base.findings import Finding
 from fp8graph.base.progress import SILENT, Progress
+from fp8graph.core import othershapes
 from fp8graph.data import target as targets
 from fp8graph.data.attestation import Attestation
 from fp8graph.data.document import load_json
 from fp8graph.data.plan import PLAN_SUFFIX, Plan, Shapes
+from fp8graph.data.target import Target
+from fp8graph.engines import manifest, probe, script
 from fp8graph.engines.attest import attest_engine
 from fp8graph.engines.build import build_engine
 from fp8graph.engines.job import BuildJob
+from fp8graph.graph.load import load
+
+_log = logging.getLogger("fp8graph.flow")
 
 
 @dataclass(frozen=True)
 class Built:
-    """An engine with its manifest and log, and what attesting it said where that was asked for."""
+    """An engine with its manifest and log, and what attesting it said where that was asked for.
+
+    findings   what the shapes cost that the plan was not made for (FG320, FG321)
+    manifest   empty where a script was written and nothing was built
+    """
 
     files: tuple[WrittenFile, ...]
     manifest: Mapping[str, Any]
     chips: tuple[str, ...]
     warnings: tuple[str, ...]
     attestation: Attestation | None = None
+    findings: tuple[Finding, ...] = ()
 
 
 def build(
     model: str | Path,
     *,
-    output: str | Path,
+    output: str | Path | None = None,
     target: str | None = None,
     plan: str | Path | None = None,
-    shapes: Shapes | None = None,
+    shapes: Shapes | Sequence[Shapes] | None = None,
     force: bool = False,
     attest: bool = False,
     timeout: float | None = None,
@@ -48,36 +62,43 @@ def build(
     version_compatible: bool = False,
     hardware_compatibility_level: str | None = None,
     weight_streaming: bool = False,
+    refit: bool = False,
+    strip_weights: bool = False,
     builder_args: Mapping[str, str] | None = None,
     custom_ops: Sequence[str | Path] | None = None,
+    emit_script: str | Path | None = None,
     progress: Progress = SILENT,
 ) -> Built:
     """Builds an engine in a child process and writes ENGINE, ENGINE.json (manifest) and ENGINE.log.
 
-    target   `NAME:CHIP[+CHIP...]`; None: the plan's
-    plan     its path; None: MODEL.plan.json beside the model, where there is one
-    shapes   profiles; None: the plan's
-    timeout  seconds; memory_limit, workspace: bytes
+    output       the engine; None with `emit_script`: nothing is built, for the builder is on another machine
+    target       `NAME:CHIP[+CHIP...]`; None: the plan's
+    plan         its path; None: MODEL.plan.json beside the model, where there is one
+    shapes       one profile, or several, each with shapes by input; None: the plan's
+    emit_script  a Python file that builds the same engine with the builder's package alone
+    timeout      seconds; memory_limit, workspace: bytes
+
+    What shapes cost that the plan was not made for is logged as a warning before the build begins.
 
     Raises UsageError (a chip without FP8, what the builder does not have), InputError, BackendError (the builder
     failed, crashed or is missing).
     """
-    source, engine = _existing(model, "the model", "FG106"), Path(output)
+    source = _existing(model, "the model", "FG106")
     plan_path = _plan_path(source, plan)
     made = _load_plan(plan_path)
-    check_writable(engine, force=force, inputs=[source, *([plan_path] if plan_path else [])], also=(".json", ".log"))
     aim = targets.load(target or (made.target if made is not None else "tensorrt-rtx"))
     if not aim.builder:
         able = ", ".join(name for name in targets.names() if targets.load(name).builder)
         raise UsageError(
             f"target '{aim.name}' builds no engine", where="--target", do=f"choose one of {able}", code="FG101"
         )
-    profile = shapes or (made.shapes if made is not None else {})
+    read = [source, plan_path, *load(source).external, *(Path(item) for item in custom_ops or ())]
+    _check_outputs(aim.builder, output, emit_script, load_timing_cache, save_timing_cache, read, force)
     job = BuildJob(
         model=str(source.absolute()),
         builder=aim.builder,
         chips=aim.chips if ":" in aim.asked else (),
-        profiles=(profile,) if profile else (),
+        profiles=_profiles(shapes, made),
         optimization_level=builder_optimization_level,
         workspace_bytes=workspace,
         load_timing_cache=_absolute(load_timing_cache),
@@ -85,20 +106,103 @@ def build(
         hardware_compatibility_level=hardware_compatibility_level or "",
         version_compatible=version_compatible,
         weight_streaming=weight_streaming,
+        refit=refit,
+        strip_weights=strip_weights,
         plugins=tuple(str(Path(item).absolute()) for item in custom_ops or ()),
         builder_args=dict(builder_args or {}),
     )
-    done = build_engine(
-        job,
-        engine,
-        plan=sha256_of(plan_path) if plan_path is not None else "",
-        timeout_s=timeout,
-        memory_limit_bytes=memory_limit,
-        progress=progress,
-    )
-    said = _attest(engine, source, plan_path, made) if attest else None
-    chips = tuple(str(chip) for chip in done.manifest["chips"])
-    return Built(tuple(done.files), done.manifest, chips, tuple(done.warnings), said)
+    findings = _other_shapes(source, made, aim, job.profiles)
+    built = Built((), {}, job.chips, (), findings=findings)
+    if output is not None:
+        engine, digest = Path(output), sha256_of(plan_path) if plan_path is not None else ""
+        done = build_engine(
+            job, engine, plan=digest, timeout_s=timeout, memory_limit_bytes=memory_limit, progress=progress
+        )
+        chips = tuple(str(chip) for chip in done.manifest["chips"])
+        built = replace(built, files=tuple(done.files), manifest=done.manifest, chips=chips)
+        built = replace(built, warnings=tuple(done.warnings))
+        built = _attested(built, engine, source, plan_path, made) if attest else built
+    return built if emit_script is None else _scripted(built, job, Path(emit_script), output)
+
+
+def _profiles(shapes: Shapes | Sequence[Shapes] | None, plan: Plan | None) -> tuple[Shapes, ...]:
+    if shapes:
+        return (shapes,) if isinstance(shapes, Mapping) else tuple(shapes)
+    return (plan.shapes,) if plan is not None and plan.shapes else ()
+
+
+def _check_outputs(
+    builder: str,
+    output: str | Path | None,
+    emit_script: str | Path | None,
+    load_cache: str | Path | None,
+    save_cache: str | Path | None,
+    inputs: Sequence[Path | None],
+    force: bool,
+) -> None:
+    """Everything that will be written, before anything is done. A timing cache may be read and written in place."""
+    read = [path for path in inputs if path is not None]
+    if emit_script is not None and builder not in script.MODULES:
+        do = f"choose one of {', '.join(script.MODULES)}"
+        raise UsageError(f"there are no build scripts for '{builder}'", where="--emit-script", do=do, code="FG101")
+    if output is None and emit_script is None:
+        raise UsageError("nothing was asked for", do="name an engine, a script, or both", code="FG100")
+    if output is not None:
+        check_writable(Path(output), force=force, inputs=read, also=(".json", ".log"))
+    if emit_script is not None:
+        check_writable(Path(emit_script), force=force, inputs=read)
+        if output is not None and Path(emit_script).absolute() == Path(output).absolute():
+            raise UsageError("engine and script have one name", where=str(output), do="name another one", code="FG103")
+    if save_cache is not None:
+        own = load_cache is not None and same_file(Path(save_cache), Path(load_cache))
+        check_writable(Path(save_cache), force=force or own, inputs=read)
+
+
+def _other_shapes(source: Path, plan: Plan | None, aim: Target, profiles: Sequence[Shapes]) -> tuple[Finding, ...]:
+    if plan is None or all(shapes == plan.shapes for shapes in profiles):
+        return ()
+    found = othershapes.costs(load(source).model, plan, aim, profiles)
+    alike: dict[tuple[str, str, str], list[str]] = {}
+    for item in found:
+        if item.severity == "warning":
+            alike.setdefault((item.code, item.text, item.do), []).append(item.op)
+    for (code, text, do), ops in alike.items():
+        others = f" and {len(ops) - 2} more" if len(ops) > 2 else ""
+        _log.warning("%s %s%s: %s; %s", code, ", ".join(ops[:2]), others, text, do)
+    return tuple(found)
+
+
+def _attested(built: Built, engine: Path, model: Path, plan_path: Path | None, plan: Plan | None) -> Built:
+    """With an attestation, whose summary goes into the manifest."""
+    said = _attest(engine, model, plan_path, plan)
+    document = manifest.with_attestation(built.manifest, said.to_json())
+    path = manifest.beside(engine)
+    write_text(path, manifest.spell(document))
+    written = tuple(describe(path) if Path(file.path) == path else file for file in built.files)
+    return replace(built, attestation=said, manifest=document, files=written)
+
+
+def _scripted(built: Built, job: BuildJob, path: Path, output: str | Path | None) -> Built:
+    """With the script. Raises UsageError for what the builder does not have, and where nobody has named a chip."""
+    chips = built.chips
+    if not built.manifest:
+        refuse = importlib.import_module(probe.MODULES[job.builder]).refuse
+        built = replace(built, warnings=tuple(refuse(job, ["of the machine that the script is for"])))
+    if job.builder == "tensorrt-rtx" and not chips:
+        chips = tuple(gpu["chip"] for gpu in probe.devices())[:1]
+        if not chips:
+            raise UsageError(
+                "no chip was named, and this machine has no GPU to take it from",
+                where="--target",
+                do="name one or several: --target tensorrt-rtx:sm89+sm120",
+                code="FG100",
+            )
+    source = load(job.model)
+    digests = {file: sha256_of(file) for file in (Path(job.model), *source.external)}
+    version = str(built.manifest["builder"]["version"]) if built.manifest else ""
+    engine = Path(output) if output is not None else path.with_name(Path(job.model).stem + ".engine")
+    write_text(path, script.text(job, path, engine, chips=chips, digests=digests, version=version))
+    return replace(built, chips=chips, files=(*built.files, describe(path)))
 
 
 def attest(engine: str | Path, *, model: str | Path, plan: str | Path | None = None) -> Attestation:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx_ir as ir
+
 from fp8graph.base import canon
 from fp8graph.base.errors import InputError, UsageError
-from fp8graph.base.files import sha256_of
 from fp8graph.base.names import did_you_mean
-from fp8graph.core import registry
+from fp8graph.core import policy, registry
 from fp8graph.core.options import Options
-from fp8graph.core.passes import PlanRule, Repair, RewritePass, pass_name
+from fp8graph.core.passes import PlanRule, Repair, RewritePass, Stage, pass_name
 from fp8graph.core.pipeline import Pipeline
 from fp8graph.data import recipe as recipes
 from fp8graph.data import target as targets
 from fp8graph.data.document import load_json
 from fp8graph.data.plan import ARRAYS_SUFFIX, PLAN_SUFFIX, Plan, Shapes
-from fp8graph.graph import walk
-from fp8graph.graph.load import load
+from fp8graph.flow import asked
+from fp8graph.graph import tensors, walk
+from fp8graph.graph.load import DATA_DIGEST, load
 from fp8graph.graph.stages import Source
 from fp8graph.numerics import sidecar
 from fp8graph.numerics.ranges import Ranges
@@ -63,52 +67,135 @@ def check_shapes(shapes: Shapes, source: Source) -> None:
                     do="give sizes for the axes that the model leaves open",
                     code="FG100",
                 )
+        # A least size of 0 is a cache that is still empty; an input that is always empty computes nothing.
+        empty = [size == 0 and d != 0 for size, d in zip(profile.max, dims or (None,) * len(profile.max), strict=False)]
+        if name not in valued and any(empty):
+            raise UsageError(
+                f"the input '{name}' would always be empty",
+                where="--shapes",
+                why=f"axis {empty.index(True)} of {'x'.join(map(str, profile.max))} has the size 0",
+                do="give every axis a size of at least 1; --min-shapes alone may have a 0",
+                code="FG100",
+            )
 
 
-def own_passes(extra: str | Sequence[Any] | None, pass_file: str | None, given: Plan | None) -> list[Any]:
-    """The user's passes; with a plan, those by name that it was made with. Raises UsageError FG113."""
-    if given is not None and extra is None:
-        extra = given.asked.get("passes")
-        if extra is not None and not isinstance(extra, str):
-            raise InputError("the plan is damaged", where="asked.passes", why="it is no text", code="FG111")
-    own: list[Any] = registry.parse_specs(extra) if isinstance(extra, str) else list(extra or ())
+@dataclass(frozen=True)
+class Own:
+    """The user's passes, and what a plan notes of them: names and options, for code its name alone."""
+
+    passes: tuple[Any, ...] = ()
+    noted: Mapping[str, Any] = field(default_factory=dict)
+
+
+def own_passes(extra: Any, pass_file: str | None, given: Plan | None = None) -> Own:
+    """The user's passes by name (text with options), as objects, or from a file; one alone needs no list.
+
+    With a plan they are those by name that it was made with, unless it is contradicted. Raises UsageError FG113 for
+    what is no pass, FG110 for one that the plan was not made with.
+    """
+    planned = given.asked.get("passes", "") if given is not None else ""
+    if not isinstance(planned, str):
+        raise InputError("the plan is damaged", where="asked.passes", why="it is no text", code="FG111")
+    repeated = registry.parse_specs(planned) if planned else []
+    items = [extra] if isinstance(extra, (str, *registry.KINDS)) else list(_iterable(extra))
+    named = ",".join(item for item in items if isinstance(item, str))
+    code: list[Any] = [item for item in items if not isinstance(item, str)]
     if pass_file is not None:
-        own.append(registry.from_file(pass_file))
-    needed = given.asked.get("pass_code") if given is not None else None
-    have = [pass_name(type(item)) for item in own]
-    if needed and not set(needed) <= set(have):
+        code.append(registry.from_file(pass_file))
+    for item in code:
+        if not isinstance(item, registry.KINDS):
+            raise UsageError(
+                f"a {type(item).__name__} is no pass",
+                where="passes",
+                do="give names, or instances of a RewritePass, PlanRule or Repair",
+                code="FG113",
+            )
+    by_name = registry.parse_specs(named) if named else []
+    names = [pass_name(type(item)) for item in code]
+    if given is not None:
+        _repeats(given, by_name, repeated, names)
+        by_name = by_name or repeated
+    noted = {**({"passes": named} if named else {}), **({"pass_code": names} if names else {})}
+    return Own((*by_name, *code), noted)
+
+
+def _iterable(extra: Any) -> Iterable[Any]:
+    if extra is None:
+        return ()
+    if not isinstance(extra, Iterable):
         raise UsageError(
-            f"the plan was made with the pass {needed[0]}, which is code",
+            f"a {type(extra).__name__} is no pass",
+            where="passes",
+            do="give names, or instances of a RewritePass, PlanRule or Repair",
+            code="FG113",
+        )
+    return extra
+
+
+def _repeats(given: Plan, by_name: Sequence[Any], repeated: Sequence[Any], code: Sequence[str]) -> None:
+    """Holds passes given with a plan to those that it was made with: a plan runs no others."""
+    noted = given.asked.get("pass_code") or []
+    needed = [str(name) for name in noted] if isinstance(noted, list) else []
+    have = {*code, *(pass_name(type(item)) for item in by_name)}
+    lacking = [name for name in needed if name not in have]
+    if lacking:
+        raise UsageError(
+            f"the plan was made with the pass {lacking[0]}, which is code",
+            where=f"plan for target {given.target}",
             why="a plan names no code",
             do="give the same --pass-file, or the same objects, again",
             code="FG113",
         )
-    for item in own:
-        if not isinstance(item, registry.KINDS):
+    foreign = [pass_name(type(item)) for item in by_name if item not in repeated]
+    if foreign and not set(foreign) <= set(needed):
+        raise contradiction("--passes", f"the plan was not made with {foreign[0]} as given", given)
+    own = [name for name in code if name not in {*needed, *(pass_name(type(item)) for item in repeated)}]
+    if own:
+        raise contradiction("--pass-file", f"the plan was not made with {own[0]}", given)
+
+
+def same_recipe(recipe: str | recipes.Recipe, given: Plan) -> bool:
+    """Whether a plan was made with this recipe: a packaged one by its name, a file or an object by what is in it."""
+    if isinstance(recipe, str):
+        name = given.recipe.get("name")
+        if recipe == name or not (recipe.endswith(".toml") or "/" in recipe):
+            return recipe == name
+        recipe = recipes.load(recipe)
+    return recipe.to_json() == dict(given.recipe)
+
+
+def contradiction(option: str, why: str, given: Plan) -> UsageError:
+    """The error for an option that a plan leaves no room for."""
+    return UsageError(
+        f"{option} contradicts the plan",
+        where=f"{option} and --plan, a plan for target {given.target}",
+        why=why + "; a plan brings its target, recipe, shapes, passes, options and numbers",
+        do="leave the option out, or make a new plan without --plan",
+        code="FG110",
+    )
+
+
+def check_alone(reading: Mapping[str, Any], given: Plan | None) -> None:
+    """Raises UsageError FG100 for options about how data is read where there is none to read."""
+    for option, value in reading.items():
+        if value is not None:
+            with_plan = " and --plan" if given is not None else ""
             raise UsageError(
-                f"a {type(item).__name__} is no pass", do="give a RewritePass, PlanRule or Repair", code="FG113"
+                f"{option} says how data is read, and there is no data",
+                where=f"{option} {value}{with_plan}",
+                why="the plan brings its numbers" if given is not None else "no data was given",
+                do="leave it out, or give --data FILE",
+                code="FG100",
             )
-    return own
-
-
-def spelling(extra: str | Sequence[Any] | None, pass_file: str | None) -> dict[str, Any]:
-    """What a plan notes of the user's passes: names and options, for code its name alone."""
-    noted: dict[str, Any] = {"passes": extra} if isinstance(extra, str) else {}
-    code = [] if isinstance(extra, str) else [pass_name(type(item)) for item in extra or ()]
-    code += [pass_name(type(registry.from_file(pass_file)))] if pass_file is not None else []
-    return {**noted, "pass_code": code} if code else noted
 
 
 def by_kind(
     recipe: recipes.Recipe, target: targets.Target, own: Sequence[Any]
 ) -> tuple[Pipeline, list[PlanRule], list[Repair]]:
     """Passes of recipe, target and user by their kind; the user's rules are asked first."""
-    made: list[Any] = [registry.create(name) for name in (*recipe.passes, *target.forms)]
-    rules: list[Any] = [registry.create(name) for name in recipe.rules]
-    for name, item in zip(recipe.rules, rules, strict=True):
-        if not isinstance(item, PlanRule):
-            raise UsageError(f"'{name}' is no rule", where=f"recipe {recipe.name}: rules", code="FG140")
-    everything = [*made, *own]
+    rules, steps = policy.steps(recipe)
+    everything: list[Any] = [*steps, *(registry.create(name) for name in target.forms), *own]
+    _run_once(everything)
     return (
         Pipeline([item for item in everything if isinstance(item, RewritePass)]),
         [*(item for item in own if isinstance(item, PlanRule)), *rules],
@@ -116,11 +203,28 @@ def by_kind(
     )
 
 
-def load_plan(plan: Plan | str | Path) -> Plan:
-    """A plan with the arrays that lie beside its document. Raises InputError FG111 or FG105."""
+def _run_once(passes: Sequence[Any]) -> None:
+    """Raises UsageError FG113 where a pass that carries out the plan stands twice: there is nothing left to do."""
+    seen: set[str] = set()
+    for item in passes:
+        if isinstance(item, RewritePass) and getattr(item, "stage", None) is Stage.QUANTIZE:
+            if item.name in seen:
+                raise UsageError(
+                    f"the pass {item.name} stands twice in the pipeline",
+                    where="passes of the recipe, the target and --passes",
+                    why="it carries out the plan, which is done once",
+                    do=f"leave {item.name} out of --passes",
+                    code="FG113",
+                )
+            seen.add(item.name)
+
+
+def load_plan(plan: Any) -> Plan:
+    """A plan with the arrays that lie beside its document. Raises InputError FG111 or FG105, UsageError FG100."""
     if isinstance(plan, Plan):
         return plan
-    path = Path(plan)
+    path = asked.path(plan, "plan")
+    assert path is not None
     document = load_json(path, "the plan")
     made = Plan.from_json(document, str(path))
     digest = document.get("sidecar", "")
@@ -140,23 +244,36 @@ def write_plan(plan: Plan, folder: Path, name: str) -> list[str]:
     return [*made, name + PLAN_SUFFIX]
 
 
-def load_ranges(ranges: Ranges | str | Path, source: Source) -> Ranges:
-    seen = (
-        ranges if isinstance(ranges, Ranges) else Ranges.from_json(load_json(Path(ranges), "the ranges"), str(ranges))
-    )
-    if seen.source and seen.source != source_digest(source):
+def load_ranges(ranges: Any, source: Source) -> Ranges:
+    """Ranges of this very model. Raises InputError FG111 (no ranges) or FG110 (of another model), UsageError FG100."""
+    if isinstance(ranges, Ranges):
+        seen, where = ranges, "the ranges given"
+    else:
+        file = asked.path(ranges, "ranges")
+        assert file is not None
+        seen, where = Ranges.from_json(load_json(file, "the ranges"), str(file)), str(file)
+    if seen.source and seen.source != (here := source_digest(source)):
         raise InputError(
-            "these ranges were observed on another model", where=str(ranges), do="calibrate this one", code="FG110"
+            "these ranges were observed on another model",
+            where=f"{where}, {source.path or 'the model given'}",
+            why=f"they are of the model {seen.source[:19]}..., this one is {here[:19]}...",
+            do="python -m fp8graph calibrate MODEL -o R.json --data FILE with this model",
+            code="FG110",
         )
     return seen
 
 
 def source_digest(source: Source) -> str:
-    """Digest of the model as it came, weights included."""
-    if source.path is not None:
-        whole = [sha256_of(path) for path in (source.path, *source.external)]
-        return "sha256:" + whole[0] if len(whole) == 1 else canon.digest(whole)
-    import onnx_ir as ir
-
-    proto = source.original if source.kind == "proto" else ir.to_proto(load(source.original).model)
-    return canon.digest(proto.SerializeToString(deterministic=True).hex())
+    """Digest of the model as it came, weights included: the same however it is handed over, wherever weights lie."""
+    model = load(source.path or source.original).model
+    model.metadata_props.pop(DATA_DIGEST, None)
+    for _, graph in walk.graphs(model):
+        for value in () if isinstance(graph, ir.Function) else graph.initializers.values():
+            tensor = value.const_value
+            if tensor is None or tensor.dtype == ir.DataType.STRING:
+                continue
+            sha = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+            sha.update(tensor.tobytes())
+            tensors.release(value)
+            value.const_value = ir.tensor(np.frombuffer(sha.digest(), np.uint8), name=value.name)
+    return "sha256:" + hashlib.sha256(ir.to_proto(model).SerializeToString(deterministic=True)).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from fp8graph.base.errors import BackendError, InputError, UnmetError, UsageError
-from fp8graph.base.files import WrittenFile, check_writable, describe, staged
-from fp8graph.base.progress import SILENT, Progress, stage
+from fp8graph.base.files import WrittenFile, check_writable, describe, same_file, staged
+from fp8graph.base.progress import SILENT, stage
 from fp8graph.calibrate.collect import collect, profiles, profiles_of
-from fp8graph.calibrate.samples import Samples, open_samples
+from fp8graph.calibrate.samples import Samples, files_of, open_samples
 from fp8graph.compare.default import try_default
 from fp8graph.compare.outputs import compare_outputs
-from fp8graph.core import repairing, stages
+from fp8graph.core import registry, repairing, stages
 from fp8graph.core.context import Context
 from fp8graph.core.facts import Facts
 from fp8graph.core.options import Options
@@ -28,7 +29,7 @@ from fp8graph.data import recipe as recipes
 from fp8graph.data import target as targets
 from fp8graph.data.comparison import Comparison, DefaultSession
 from fp8graph.data.plan import ARRAYS_SUFFIX, PLAN_SUFFIX, Plan, Shapes
-from fp8graph.flow import given
+from fp8graph.flow import asked, given
 from fp8graph.graph import walk
 from fp8graph.graph.load import load
 from fp8graph.graph.protos import infer_types
@@ -38,6 +39,7 @@ from fp8graph.numerics.ranges import Ranges, Stat
 from fp8graph.runners.onnxruntime import fill_types
 from fp8graph.runners.reference import reference
 
+log = logging.getLogger(__name__)
 DEFAULT_RECIPE, DEFAULT_TARGET = "fp8-default", "tensorrt-rtx"
 ALSO = (PLAN_SUFFIX, ARRAYS_SUFFIX, ".data")
 
@@ -54,9 +56,19 @@ class Reading:
     seed: int = 0
     libraries: tuple[str, ...] = ()
 
+    @staticmethod
+    def of(samples: Any, batch: Any, seed: Any, libraries: Any) -> Reading:
+        """The same from what a caller gave. Raises UsageError FG100."""
+        return Reading(
+            asked.whole(samples, "samples"),
+            asked.whole(batch, "batch"),
+            asked.whole(seed, "seed", least=0) or 0,
+            asked.files(libraries, "custom_ops"),
+        )
+
 
 class Clock:
-    """Seconds by stage, for the summary; nothing that is written depends on it."""
+    """Seconds by stage, for the summary and the log; nothing that is written depends on it."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -67,7 +79,9 @@ class Clock:
         try:
             yield
         finally:
-            self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - begin
+            took = time.perf_counter() - begin
+            self.seconds[what] = self.seconds.get(what, 0.0) + took
+            log.info("%s: %.2f s", what, took)
 
 
 class Job:
@@ -86,14 +100,19 @@ class Job:
         data: Any,
         reading: Reading,
         *,
-        shapes: Shapes | None = None,
+        shapes: Any = None,
         verify: bool = False,
-        out: Path | None = None,
+        out: Any = None,
         force: bool = False,
-        progress: Progress = SILENT,
+        progress: Any = SILENT,
     ) -> None:
-        self.options, self.data, self.reading, self.shapes = options, data, reading, shapes
-        self.verify, self.progress, self.out, self.force = verify, progress, out, force
+        self.options, self.data, self.reading, self.shapes = options, data, reading, asked.shapes(shapes)
+        self.verify, self.progress, self.out, self.force = (
+            verify,
+            asked.progress(progress),
+            asked.path(out, "output"),
+            force,
+        )
         self.given: Plan | None = None
         self.feeds: Samples | None = None
         self.clock = Clock()
@@ -106,87 +125,124 @@ class Job:
         recipe: str | recipes.Recipe | None,
         target: str | None,
         plan: Plan | str | Path | None,
-        passes: str | Sequence[RewritePass | PlanRule | Repair] | None,
+        passes: str | Sequence[RewritePass | PlanRule | Repair | str] | None,
         pass_file: str | None,
+        ranges: Ranges | str | Path | None = None,
+        *,
+        also: tuple[str, ...] = ALSO,
     ) -> None:
-        """Loads everything that is named, cheapest first, so that a wrong call fails before any work is done."""
+        """Loads everything that is named, cheapest first, so that a wrong call fails before any work is done.
+
+        `also` are the suffixes of the files that are written beside the output.
+        """
+        recipe, target, pass_file = (
+            asked.recipe(recipe),
+            asked.text(target, "target"),
+            asked.text(pass_file, "pass_file"),
+        )
         if plan is not None:
             self.given = given.load_plan(plan)
-            self._refuse_contradictions(recipe, target)
+            self._refuse_contradictions(recipe, target, ranges)
             policy, aim = given.meant(self.given)
         else:
             policy = recipe if isinstance(recipe, recipes.Recipe) else recipes.load(recipe or DEFAULT_RECIPE)
             aim = targets.load(target or DEFAULT_TARGET)
-        self._check_output(model, plan)
-        asked = self.given.asked.get("high_precision_dtype") if self.given else self.options.high_precision_dtype
-        self.ctx = Context(target=aim, recipe=policy, progress=self.progress, high=asked or policy.high)
+        if self.data is None:
+            given.check_alone({"--samples": self.reading.samples, "--batch": self.reading.batch}, self.given)
+        named = [model, recipe, ranges, registry.file_of(pass_file) if pass_file else None, *self.reading.libraries]
+        self._check_output(named, plan, also)
+        high = self.given.asked.get("high_precision_dtype") if self.given else self.options.high_precision_dtype
+        self.ctx = Context(target=aim, recipe=policy, progress=self.progress, high=high or policy.high)
         own = given.own_passes(passes, pass_file, self.given)
-        self.pipeline, self.rules, self.repairs = given.by_kind(policy, aim, own)
-        self.extra = given.spelling(passes, pass_file)
+        self.pipeline, self.rules, self.repairs = given.by_kind(policy, aim, own.passes)
+        self.extra = own.noted
+        self._tell(policy, aim)
         with self.clock("load"):
             self.source = load(model)
         if self.out is not None and self.source.external:
-            check_writable(self.out, force=self.force, inputs=self.source.external, also=ALSO)
+            check_writable(self.out, force=self.force, inputs=self.source.external, also=also)
         given.check_shapes(self.shapes or {}, self.source)
-        if self.data is not None:
-            reading = self.reading
-            self.feeds = open_samples(
-                self.data,
-                self.source.model,
-                self.ctx.notes,
-                samples=reading.samples,
-                batch=reading.batch,
-                seed=reading.seed,
-            )
-            if self.shapes is None and self.given is None:
-                with self.clock("read data"):
-                    self.shapes = profiles(self.feeds, walk.shape_inputs(self.source.model))
+        self._read()
         with self.clock("normalize"):
             self.normalized = stages.normalize(self.source, self.pipeline, self.ctx, verify=self.verify)
             if fill_types(self.normalized.model, self.reading.libraries):
                 infer_types(self.normalized.model)
 
-    def _check_output(self, model: Any, plan: Plan | str | Path | None) -> None:
+    def _tell(self, policy: recipes.Recipe, aim: targets.Target) -> None:
+        """Logs what will run, in its order."""
+        log.info("target %s for %s, recipe %s", aim.name, "+".join(aim.chips) or "any machine", policy.name)
+        log.info("rules: %s", ", ".join(item.name for item in self.rules) or "none")
+        log.info("passes: %s", ", ".join(item.name for item in self.pipeline.passes) or "none")
+        log.info("repairs: %s", ", ".join(item.name for item in self.repairs) or "none")
+
+    def _read(self) -> None:
+        """Opens the data; where no shapes were given, those that are in it are the plan's."""
+        if self.data is None:
+            return
+        how = self.reading
+        self.feeds = open_samples(
+            self.data, self.source.model, self.ctx.notes, samples=how.samples, batch=how.batch, seed=how.seed
+        )
+        if self.shapes is None and self._shapes_open():
+            with self.clock("read data"):
+                self.shapes = profiles(self.feeds, walk.shape_inputs(self.source.model))
+
+    def _check_output(self, named: Sequence[Any], plan: Any, also: tuple[str, ...]) -> None:
+        """Refuses an output that exists, or that is one of the inputs: files named, and those in folders of data."""
         if self.out is None:
             return
-        uris = self.data if isinstance(self.data, (list, tuple)) else [self.data]
-        inputs = [Path(item) for item in (model, *uris) if isinstance(item, (str, Path))]
-        also: tuple[str, ...] = ALSO
+        inputs = [Path(item) for item in named if isinstance(item, (str, Path))] + files_of(self.data)
         if isinstance(plan, (str, Path)):
-            if Path(plan).absolute() == self.out.with_name(self.out.name + PLAN_SUFFIX).absolute():
-                also = (".data",)  # OUT's own plan, made with --plan-only: it is carried out in its place
+            path = Path(plan)
+            beside = self.out.with_name(self.out.name + PLAN_SUFFIX)
+            if same_file(path, beside) or path.absolute() == beside.absolute():
+                also = tuple(suffix for suffix in also if suffix == ".data")  # OUT's own plan, carried out in its place
             else:
-                inputs.append(Path(plan))
+                inputs += [path, path.with_name(path.name.removesuffix(".json") + ".safetensors")]
         check_writable(self.out, force=self.force, inputs=inputs, also=also)
 
-    def _refuse_contradictions(self, recipe: Any, target: str | None) -> None:
+    def _refuse_contradictions(self, recipe: str | recipes.Recipe | None, target: str | None, ranges: Any) -> None:
+        """Raises UsageError FG110 for whatever a plan says otherwise. What repeats the plan is fine."""
         assert self.given is not None
-        asked = {**self.options.asked()}
-        if recipe is not None and (recipe if isinstance(recipe, str) else recipe.name) != self.given.recipe.get("name"):
-            asked["recipe"] = recipe
+        wanted = dict(self.options.asked())
+        if recipe is not None and not given.same_recipe(recipe, self.given):
+            wanted["recipe"] = recipe if isinstance(recipe, str) else recipe.name
         if target is not None and target != self.given.target:
-            asked["target"] = target
+            wanted["target"] = target
         if self.shapes is not None and dict(self.shapes) != dict(self.given.shapes):
-            asked["shapes"] = "other shapes"
-        for name, value in asked.items():
+            wanted["shapes"] = "other shapes"
+        for name, value in wanted.items():
             if self.given.asked.get(name) != value:
-                raise UsageError(
-                    f"--{name.replace('_', '-')} contradicts the plan",
-                    where=f"plan for target {self.given.target}",
-                    why="a plan brings its target, recipe, shapes and options",
-                    do="leave the option out, or make a new plan",
-                    code="FG110",
+                has = {"recipe": self.given.recipe.get("name"), "target": self.given.target, "shapes": "other ones"}
+                mine = self.given.asked.get(name, has.get(name))
+                raise given.contradiction(
+                    f"--{name.replace('_', '-')}", f"asked {value}, the plan has {mine or 'the default'}", self.given
                 )
+        if ranges is not None and self.given.settled and self.given.data:
+            raise given.contradiction("--ranges", "the plan holds all its numbers", self.given)
 
     def plan(self) -> Plan:
         """The plan given, or a new one whose observed scales have no numbers yet."""
         with self.clock("plan"):
             if self.given is not None:
-                return stages.fits(self.given, self.normalized)
-            shapes = self.shapes or {}
-            facts = self._facts_for(shapes)
-            plan = make_plan(self.normalized, self.rules, self.ctx, self.options, shapes, facts)
+                plan = stages.fits(self.given, self.normalized)
+                return self._under_shapes(plan) if self.shapes and self._shapes_open() else plan
+            plan = self._made(self.options, self.shapes or {})
             return replace(plan, asked={**plan.asked, **self.extra})
+
+    def _made(self, options: Options, shapes: Shapes) -> Plan:
+        return make_plan(self.normalized, self.rules, self.ctx, options, shapes, self._facts_for(shapes))
+
+    def _shapes_open(self) -> bool:
+        """Whether the shapes are to be those of the data: no plan has them already."""
+        return self.given is None or not (self.given.data or self.given.shapes)
+
+    def _under_shapes(self, plan: Plan) -> Plan:
+        """A plan that was made alone, under the shapes that data has: as if it had been made with it."""
+        assert self.shapes is not None
+        options = Options.again(plan.asked)
+        before = self._made(options, {})
+        return stages.under_shapes(plan, before, self._made(options, self.shapes))
 
     def _facts_for(self, shapes: Shapes) -> Facts:
         """Facts of the normalized model, inferred once for the same shapes."""
@@ -204,14 +260,18 @@ class Job:
 
     def settled_plan(self, ranges: Ranges | str | Path | None, *, plan_only: bool) -> Plan:
         """The plan given, or a new one, with its numbers where there is data or ranges."""
+        if plan_only and self.given is not None and (self.given.settled or (ranges is None and self.data is None)):
+            raise self._nothing_planned()
         seen = given.load_ranges(ranges, self.source) if ranges is not None else None
-        if seen is not None and self.shapes is None and self.given is None:
+        if seen is not None and self.shapes is None and self._shapes_open():
             self.shapes = profiles_of(seen.shapes)  # those that calibration saw
         plan = self.plan()
         wanted = self.wanted(plan)
-        if not wanted:
-            if self.given is not None and self.given.settled:
-                return plan
+        if not wanted and self.given is not None and self.given.data:
+            return plan
+        if plan_only and seen is None and self.feeds is None:
+            return plan
+        if not wanted or (plan.settled and seen is None and self.feeds is None):
             # Nothing to observe: what does not fit fp16 is told from constants alone.
             return self.repaired(settle(plan, Ranges("", plan.data), self.normalized.model, self.ctx.notes))
         lacking = [name for name in wanted if seen is not None and name not in seen.values]
@@ -225,9 +285,7 @@ class Job:
             )
         if seen is None and self.feeds is not None:
             with self.clock("calibrate"):
-                seen = self.observe(wanted, "")
-        if seen is None and plan_only:
-            return plan
+                seen = self._observed(wanted, plan)
         if seen is None:
             raise UsageError(
                 "this plan needs data and none was given",
@@ -239,6 +297,28 @@ class Job:
         settled = settle(plan, seen, self.normalized.model, self.ctx.notes)
         self.ctx.ranges = seen
         return self.repaired(settled)
+
+    def _observed(self, wanted: Sequence[str], plan: Plan) -> Ranges:
+        """What the samples show; where no scale needs it and the model cannot be run, nothing, which is said."""
+        try:
+            return self.observe(wanted, "")
+        except (BackendError, InputError) as error:
+            if error.code != "FG133" or not plan.settled:
+                raise
+            self.ctx.note("FG226", "", f"whether tensors fit fp16 is not known: {error.why}", severity="warning")
+            return Ranges("", plan.data, values=dict.fromkeys(wanted, Stat()))
+
+    def _nothing_planned(self) -> UsageError:
+        """The error for --plan-only with a plan that would come out as it went in."""
+        assert self.given is not None
+        settled = self.given.settled
+        return UsageError(
+            "--plan-only with --plan would write the same plan again",
+            where=f"--plan-only and --plan, a plan for target {self.given.target}",
+            why="the plan holds all its numbers" if settled else "the plan lacks numbers, and no data was given",
+            do="leave --plan-only out" if settled else "give --data FILE or --ranges FILE to fill it in",
+            code="FG110",
+        )
 
     def observe(self, wanted: Sequence[str], digest: str) -> Ranges:
         """Runs the samples. Raises InputError FG133 where the original model cannot be run on them either."""
@@ -252,6 +332,9 @@ class Job:
             raise
         outputs = [value.name for value in self.normalized.model.graph.outputs if value.name in seen.values]
         broken = [name for name in outputs if name and seen.values[name].nonfinite]
+        log.info("%d samples from %s, %d tensors observed", seen.samples, seen.data, len(seen.values))
+        for name, stat in sorted(seen.values.items()):
+            log.debug("range of %s: %g to %g in %d elements", name, stat.min, stat.max, stat.count)
         inner = [name for name in wanted if seen.values.get(name, Stat()).nonfinite]
         if broken and inner:
             raise InputError(
@@ -283,6 +366,9 @@ class Job:
     def carry_out(self, plan: Plan) -> Legal:
         """Quantizes and legalizes by the plan."""
         self.ctx.plan = plan
+        log.info("plan: %d ops quantized, %d kept", *(sum(1 for _ in ops) for ops in (plan.quantized(), plan.kept())))
+        for key, op in plan.ops.items():
+            log.debug("%s %s %s: %s, %s (%s)", op.do, op.op_type, key, op.why.code, op.why.text, op.why.by)
         with self.clock("quantize"):
             quantized = stages.quantize(self.normalized, self.pipeline, self.ctx, verify=self.verify)
         with self.clock("legalize"):

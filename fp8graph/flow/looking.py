@@ -1,24 +1,24 @@
-"""Looking at things without changing them: check, compare, inspect, doctor. Each imports only what it needs."""
+"""Looking at things without changing them: check, compare, doctor. Each imports only what it needs."""
 
 from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fp8graph.base.errors import InputError, UsageError
+from fp8graph.base.errors import UsageError
+from fp8graph.base.files import sha256_of
 from fp8graph.base.findings import Finding, Notes
-from fp8graph.base.names import did_you_mean
 from fp8graph.base.progress import SILENT, Progress
 from fp8graph.data import target as targets
 from fp8graph.data.document import load_json
 
 if TYPE_CHECKING:
     from fp8graph.data.comparison import Comparison
-    from fp8graph.data.plan import Decision, Plan
+    from fp8graph.data.plan import Plan
     from fp8graph.runners.base import Runner
 
 PACKAGES = (
@@ -32,7 +32,6 @@ PACKAGES = (
     "safetensors",
     "rich",
 )
-BUILDERS = {"tensorrt-rtx": "pip install 'fp8graph[rtx]'", "tensorrt": "pip install 'fp8graph[tensorrt]'"}
 
 
 def check(model: Any, *, plan: Plan | str | Path | None = None, target: str | None = None) -> tuple[Finding, ...]:
@@ -41,6 +40,7 @@ def check(model: Any, *, plan: Plan | str | Path | None = None, target: str | No
     With a plan, its target counts where none is named. Raises InputError and UsageError; a poor model is no error.
     """
     from fp8graph.core.check import check as check_model
+    from fp8graph.core.stages import facts_for
     from fp8graph.data.plan import Plan as PlanType
     from fp8graph.graph.load import load
     from fp8graph.graph.protos import infer_types
@@ -53,7 +53,8 @@ def check(model: Any, *, plan: Plan | str | Path | None = None, target: str | No
     aim = targets.load(target or (made.target if made is not None else "tensorrt-rtx"))
     source = load(model)
     infer_types(source.model)
-    return tuple(check_model(source.model, aim))
+    facts = facts_for(source, made.shapes) if made is not None else None
+    return tuple(check_model(source.model, aim, facts, planned=made is not None))
 
 
 def compare(
@@ -70,13 +71,23 @@ def compare(
     """How far B's outputs lie from A's on the same samples, in the exact reference.
 
     A side may name a runner: `m.onnx@onnxruntime` is ONNX Runtime as users run it, `m.onnx@reference` the default.
+    An engine of OpenVINO runs in OpenVINO, with the settings that it was built with; one of TensorRT or TensorRT-RTX on
+    the GPU. The data is for the first side that is a model.
     """
     from fp8graph.calibrate.samples import open_samples
     from fp8graph.compare.outputs import compare_outputs
     from fp8graph.graph.load import load
 
     (left, left_runner), (right, right_runner) = _side(a), _side(b)
-    feeds = open_samples(data, load(left).model, Notes(), samples=samples, batch=batch, seed=seed)
+    fed = right if _is_engine(left) else left
+    if _is_engine(fed):
+        raise UsageError(
+            "both sides are engines, and data is read for a model",
+            where=f"{left} and {right}",
+            do="compare each of them with the model that it was built from",
+            code="FG100",
+        )
+    feeds = open_samples(data, load(fed).model, Notes(), samples=samples, batch=batch, seed=seed)
     libraries = [str(Path(item).absolute()) for item in custom_ops or ()]
     runners = [_runner(left, left_runner, libraries), _runner(right, right_runner, libraries)]
     return compare_outputs(runners[0], runners[1], feeds, count=feeds.count, progress=progress)
@@ -86,136 +97,47 @@ def _side(given: Any) -> tuple[Any, str]:
     if isinstance(given, (str, Path)) and not Path(given).exists() and "@" in str(given):
         path, _, runner = str(given).rpartition("@")
         return path, runner
-    return given, "reference"
+    return given, ""
+
+
+def _is_engine(model: Any) -> bool:
+    from fp8graph.engines import reading
+    from fp8graph.runners.engine import runtime_of
+
+    path = Path(model) if isinstance(model, (str, Path)) else None
+    return path is not None and path.is_file() and bool(reading.owner(path) or runtime_of(path))
 
 
 def _runner(model: Any, name: str, libraries: Sequence[str]) -> Runner:
+    """The runner that a side names; else that of the builder whose engine it is, else the reference."""
+    from fp8graph.engines import manifest, reading
     from fp8graph.graph.load import load
-    from fp8graph.runners.onnxruntime import OnnxRuntime
-    from fp8graph.runners.reference import reference
+    from fp8graph.runners.engine import runtime_of
+    from fp8graph.runners.opening import RUNNERS, open_runner
 
-    if name not in ("reference", "onnxruntime"):
+    path = Path(model) if isinstance(model, (str, Path)) else None
+    owner = reading.owner(path) or runtime_of(path) if path is not None and path.is_file() else ""
+    if path is None or not owner:
+        name = name or "reference"
+        if name not in RUNNERS:
+            return open_runner(name, Path())  # which says what there is
+        source = load(model)
+        return open_runner(name, source.path or source.model, libraries)
+    if name not in ("", owner):
         raise UsageError(
-            f"there is no runner '{name}'",
-            where=f"@{name}",
-            do=did_you_mean(name, ("reference", "onnxruntime")),
+            f"the runner '{name}' takes no engine of {owner}",
+            where=f"{path.name}@{name}",
+            do=f"name the one that does: {path.name}@{owner}",
             code="FG101",
         )
-    source = load(model)
-    given = source.path or source.model
-    if name == "reference":
-        return reference(given, libraries)
-    return OnnxRuntime(given, exact=False, libraries=libraries)
-
-
-def inspect(file: str | Path) -> dict[str, Any]:
-    """What is in a file: a model, plan, ranges, engine manifest or attestation, or an engine. The kind is detected."""
-    path = Path(file)
-    if not path.is_file():
-        raise InputError("the file does not exist", where=str(file), do="check the path", code="FG111")
-    with path.open("rb") as stream:
-        begin = stream.read(64)
-    if begin[:4] == b"vtrt":
-        return _inspect_engine(path)
-    if begin.lstrip()[:1] == b"{":
-        return _inspect_document(path)
-    return _inspect_model(path)
-
-
-def _inspect_document(path: Path) -> dict[str, Any]:
-    document = load_json(path, "the document")
-    kind = str(document.get("schema", "")).removeprefix("fp8graph.").partition("/")[0]
-    if kind == "plan":
-        from fp8graph.data.plan import Plan as PlanType
-
-        return {"kind": "plan", **_plan_rows(PlanType.from_json(document, str(path)), document)}
-    if kind == "attestation":
-        from fp8graph.data.attestation import Attestation
-
-        Attestation.from_json(document, str(path))
-    elif kind == "ranges":
-        from fp8graph.numerics.ranges import Ranges
-
-        Ranges.from_json(document, str(path))
-    elif kind not in ("engine", "recipe", "result"):
-        raise InputError(
-            "this is no fp8graph document",
-            where=str(path),
-            why=f"its schema is '{document.get('schema')}'",
-            code="FG111",
-        )
-    return {"kind": kind, **{name: value for name, value in document.items() if name != "schema"}}
-
-
-def _plan_rows(plan: Plan, document: Mapping[str, Any]) -> dict[str, Any]:
-    kinds: dict[str, dict[str, int]] = {}
-    for op in plan.ops.values():
-        precision = "fp8" if op.do == "quantize" else op.high
-        by = kinds.setdefault(op.op_type, {})
-        by[precision] = by.get(precision, 0) + 1
-    return {
-        "target": plan.target,
-        "recipe": plan.recipe.get("name"),
-        "structure": plan.structure,
-        "settled": plan.settled,
-        "data": plan.data,
-        "quantized": sum(1 for _ in plan.quantized()),
-        "kept": sum(1 for _ in plan.kept()),
-        "shapes": document["shapes"],
-        "ops": dict(sorted(kinds.items())),
-        "rows": [_plan_row(key, op) for key, op in plan.ops.items()],
-    }
-
-
-def _plan_row(key: str, op: Decision) -> dict[str, Any]:
-    operands = []
-    for slot, quant in sorted(op.inputs.items()):
-        number = f"{quant.scale.value:.6g}" if quant.scale.value is not None else quant.scale.rule
-        per = "per channel" if quant.granularity.blocks else "per tensor"
-        operands.append(f"{slot}: {quant.format} {per} {number} {quant.scale.origin}")
-    row = {"key": key, "op_type": op.op_type, "name": op.name, "do": op.do, "high": op.high}
-    return {**row, "code": op.why.code, "why": op.why.text, "by": op.why.by, "inputs": operands}
-
-
-def _inspect_model(path: Path) -> dict[str, Any]:
-    from fp8graph.graph.load import load
-    from fp8graph.graph.looking import describe
-
-    source = load(path)
-    return {"kind": "model", "file": path.name, **describe(source.model)}
-
-
-def _inspect_engine(path: Path) -> dict[str, Any]:
-    from fp8graph.engines.program import read_engine
-
-    engine = read_engine(path)
-    manifest = path.with_name(path.name + ".json")
-    said = load_json(manifest, "the manifest") if manifest.is_file() else {}
-    known = {name: value for name, value in said.items() if name not in ("schema", "layers")}
-    rows = [
-        {
-            "name": " + ".join(op.names) or "(generated)",
-            "kind": op.kind,
-            "layer": op.said,
-            "operands": list(op.operands),
-        }
-        for op in engine.ops
-    ]
-    return {
-        "kind": "engine",
-        "file": path.name,
-        "sha256": engine.sha256,
-        "builder": engine.builder,
-        "chips": list(engine.chips),
-        "profiles": engine.profiles,
-        "unknown": engine.unknown,
-        "layers": rows,
-        "manifest": known or None,
-    }
+    document, _, _ = manifest.find(path, sha256_of(path))
+    options = (document or {}).get("options", {})
+    return open_runner(owner, path, libraries, options.get("builder_args", {}))
 
 
 def doctor() -> dict[str, Any]:
     """Versions, devices, and what each target can do here; builders are asked in a child process."""
+    from fp8graph.engines.job import EXTRAS
     from fp8graph.engines.probe import devices, installed
 
     rows = []
@@ -234,7 +156,14 @@ def doctor() -> dict[str, Any]:
         able = bool(state["can_build_here"])
         can = ["optimize", "check", "compare", "attest", *(["build"] if able else [])]
         rows.append(
-            _target_row(name, able, state["version"] or None, can, state["why_not"] or None, BUILDERS[aim.builder])
+            _target_row(
+                name,
+                able,
+                state["version"] or None,
+                can,
+                state["why_not"] or None,
+                f"pip install 'fp8graph[{EXTRAS[aim.builder]}]'",
+            )
         )
     return {
         "python": platform.python_version(),

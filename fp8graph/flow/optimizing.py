@@ -9,7 +9,7 @@ from typing import Any
 
 from fp8graph.base import canon
 from fp8graph.base.errors import UsageError
-from fp8graph.base.files import WrittenFile, check_writable, describe, write_text
+from fp8graph.base.files import WrittenFile, describe, write_text
 from fp8graph.base.findings import Finding
 from fp8graph.base.progress import SILENT, Progress
 from fp8graph.core.options import Options
@@ -17,6 +17,7 @@ from fp8graph.core.passes import PlanRule, Repair, RewritePass
 from fp8graph.data.comparison import Comparison, DefaultSession
 from fp8graph.data.plan import Plan, Shapes
 from fp8graph.data.recipe import Recipe
+from fp8graph.flow import asked
 from fp8graph.flow.given import source_digest
 from fp8graph.flow.job import Job, Reading, nothing_quantized
 from fp8graph.graph.save import like_source
@@ -80,6 +81,7 @@ def optimize(
     nodes_to_exclude: Sequence[str] | None = None,
     fp8_everywhere: bool = False,
     attention: Any = "auto",
+    kv_cache: Any = "keep",
     high_precision_dtype: Any = None,
     passes: str | Sequence[RewritePass | PlanRule | Repair] | None = None,
     pass_file: str | None = None,
@@ -99,30 +101,24 @@ def optimize(
     data     URIs, arrays by input name, an iterable of feeds, or a function that gives one
     ranges   numbers observed before, instead of `data`
     plan     a plan to replay: it brings target, recipe, shapes and all numbers
-    passes   more passes: `'name,other{option=value}'`, or objects
+    shapes   by input: a shape, or a Profile with the least, the usual and the largest
+    passes   more passes: `'name,other{option=value}'`, an object, or a list of either
 
     Raises UnmetError where nothing can be quantized, UsageError, InputError, BackendError (`fp8graph.base.errors`).
     """
-    options = Options(
-        _tuple(op_types_to_quantize),
-        _tuple(op_types_to_exclude),
-        _tuple(nodes_to_quantize),
-        _tuple(nodes_to_exclude),
-        fp8_everywhere,
-        attention,
-        high_precision_dtype,
-    )
+    lists = op_types_to_quantize, op_types_to_exclude, nodes_to_quantize, nodes_to_exclude
+    options = _options(lists, fp8_everywhere, attention, high_precision_dtype, kv_cache)
     job = Job(
         options,
         data,
-        Reading(samples, batch, seed, _paths(custom_ops)),
+        Reading.of(samples, batch, seed, custom_ops),
         shapes=shapes,
         verify=verify,
-        out=Path(output) if output is not None else None,
+        out=output,
         force=force,
         progress=progress,
     )
-    job.open(model, recipe, target, plan, passes, pass_file)
+    job.open(model, recipe, target, plan, passes, pass_file, ranges)
     settled = job.settled_plan(ranges, plan_only=plan_only)
     if plan_only:
         return _finished(job, settled, None, job.write_plan(settled))
@@ -152,38 +148,44 @@ def calibrate(
     samples: int | None = None,
     batch: int | None = None,
     seed: int = 0,
+    op_types_to_quantize: Sequence[str] | None = None,
+    op_types_to_exclude: Sequence[str] | None = None,
+    nodes_to_quantize: Sequence[str] | None = None,
+    nodes_to_exclude: Sequence[str] | None = None,
+    fp8_everywhere: bool = False,
+    attention: Any = "auto",
+    kv_cache: Any = "keep",
+    high_precision_dtype: Any = None,
+    passes: str | Sequence[RewritePass | PlanRule | Repair] | None = None,
+    pass_file: str | None = None,
     custom_ops: Sequence[str | Path] | None = None,
     force: bool = False,
     progress: Progress = SILENT,
 ) -> Calibrated:
-    """Observes what a plan needs (that given, or the one `optimize` would make) and returns the ranges.
+    """Observes what a plan needs (that given, or the one `optimize` would make of the same arguments).
 
     `optimize(..., ranges=...)` then runs no inference. Raises as `optimize` does.
     """
-    out = Path(output) if output is not None else None
-    job = Job(Options(), data, Reading(samples, batch, seed, _paths(custom_ops)), force=force, progress=progress)
-    if out is not None:
-        uris = data if isinstance(data, (list, tuple)) else [data]
-        inputs = [Path(item) for item in (model, plan, *uris) if isinstance(item, (str, Path))]
-        check_writable(out, force=force, inputs=inputs)
+    lists = op_types_to_quantize, op_types_to_exclude, nodes_to_quantize, nodes_to_exclude
+    options = _options(lists, fp8_everywhere, attention, high_precision_dtype, kv_cache)
+    job = Job(options, data, Reading.of(samples, batch, seed, custom_ops), out=output, force=force, progress=progress)
     if data is None:
         raise UsageError(
             "calibrate needs data and none was given", do="give --data FILE.npz (arrays by input name)", code="FG120"
         )
-    job.open(model, recipe, target, plan, None, None)
+    job.open(model, recipe, target, plan, passes, pass_file, also=())
     wanted = job.wanted(job.plan())
     ranges = job.observe(wanted, source_digest(job.source))
-    if out is None:
+    if job.out is None:
         return Calibrated(ranges, ())
-    write_text(out, canon.pretty(ranges.to_json()))
-    return Calibrated(ranges, (describe(out),))
+    write_text(job.out, canon.pretty(ranges.to_json()))
+    return Calibrated(ranges, (describe(job.out),))
 
 
-def _tuple(items: Sequence[str] | None) -> tuple[str, ...] | None:
-    if isinstance(items, str):  # one pattern, not its letters
-        return (items,)
-    return tuple(items) if items is not None else None
-
-
-def _paths(items: Sequence[str | Path] | None) -> tuple[str, ...]:
-    return tuple(str(Path(item).absolute()) for item in items or ())
+def _options(
+    lists: tuple[Any, Any, Any, Any], fp8_everywhere: bool, attention: Any, high_precision_dtype: Any, kv_cache: Any
+) -> Options:
+    """The selection, its lists as tuples in the order of `Options`. Raises UsageError FG100."""
+    names = ("op_types_to_quantize", "op_types_to_exclude", "nodes_to_quantize", "nodes_to_exclude")
+    first, second, third, fourth = (asked.texts(given, name) for given, name in zip(lists, names, strict=True))
+    return Options(first, second, third, fourth, bool(fp8_everywhere), attention, high_precision_dtype, kv_cache)

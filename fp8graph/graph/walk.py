@@ -9,6 +9,8 @@ import onnx_ir as ir
 
 KEY = "fp8graph.key"
 FOR = "fp8graph.for"
+# The key of a further op that the node stands for.
+ALSO = "fp8graph.also"
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,12 @@ def first_output(node: ir.Node) -> str:
 def node_key(node: ir.Node) -> str:
     """The key that normalization wrote into the node, or empty."""
     return node.metadata_props.get(KEY, "")
+
+
+def keys(place: Place) -> list[str]:
+    """The op key, and those of further ops that the node stands for."""
+    also = place.node.metadata_props.get(ALSO, "")
+    return [place.key, also] if also else [place.key]
 
 
 def bodies(node: ir.Node) -> Iterator[tuple[str, ir.Graph]]:

@@ -6,15 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fp8graph.data.target import Bound, Row, Target
-from fp8graph.report.tables import Cell, Paint, facts, plain, size, table, tally, wrapped
+from fp8graph.report.narrowing import SECTIONS
+from fp8graph.report.tables import Cell, Paint, facts, listed, plain, size, table, tally, wrapped
 
-# Sections of `inspect` in the order of reading, by what `--show` calls them.
-SECTIONS = {
-    "io": ("inputs", "outputs", "shapes", "profiles"),
-    "ops": ("ops", "rows", "verdicts", "reasons", "counts"),
-    "scales": ("scales", "weights", "values"),
-    "layers": ("layers",),
-}
+# What of a row is too wide for a table: --json has it.
+_WIDE = frozenset({"witnesses", "rests_on", "names", "profiles"})
+# Shown where they are asked for: a model's rows are its whole graph, an engine's and a plan's are told elsewhere.
+_LONG = {"model": ("rows",), "engine": ("rows",), "plan": ("scales",)}
+_SHAPES = frozenset({"shape", "min", "opt", "max"})
 _SOURCE_INDENT = 13
 
 
@@ -103,27 +102,32 @@ def machine(state: Mapping[str, Any], *, missing: Iterable[str] = (), paint: Pai
     return "\n".join(lines)
 
 
-def inside(document: Mapping[str, Any], *, show: Sequence[str] = (), paint: Paint = plain) -> str:
+def inside(
+    document: Mapping[str, Any], *, show: Sequence[str] = (), narrowed: bool = False, paint: Paint = plain
+) -> str:
     """Any document of `inspect`: single values first, then a table for each section.
 
     A section is a list of mappings (a row each), a mapping of mappings (a row each, its key first), or a mapping of
-    numbers. `show` names the sections to print (see SECTIONS); none means all.
+    numbers. `show` names the sections to print (see SECTIONS); none means all but the longest, and these, too, where
+    the document was `narrowed`.
     """
     wanted = {name for kind in show for name in SECTIONS[kind]}
     order = [name for names in SECTIONS.values() for name in names]
     single = [(name, value) for name, value in document.items() if not _is_section(value)]
     sections = {name: value for name, value in document.items() if _is_section(value)}
+    hidden = () if show or narrowed else _LONG.get(str(document.get("kind")), ())
     lines: list[str] = []
-    if not show:
-        pairs = [
-            (name.replace("_", " "), _inline(value, name)) for name, value in single if value not in (None, "", [])
-        ]
-        lines += facts(pairs, width=max((len(name) for name, _ in pairs), default=0) + 2)
+    pairs = [
+        (name.replace("_", " "), _inline(value, name))
+        for name, value in single
+        if value not in (None, "", []) and (name in wanted or not show)
+    ]
+    lines += facts(pairs, width=max((len(name) for name, _ in pairs), default=0) + 2)
     names = sorted(sections, key=lambda name: (order.index(name) if name in order else len(order), name))
     for name in names:
-        if (name in wanted if show else True) and sections[name]:
+        if (name in wanted if show else name not in hidden) and sections[name]:
             told = _decisions(sections[name], paint) if _holds_decisions(sections[name]) else None
-            lines += ["", paint("bold", name.replace("_", " ")), *(told or _section(sections[name], paint))]
+            lines += ["", paint("bold", name.replace("_", " ")), *(told or _section(name, sections[name], paint))]
     text = "\n".join(lines).strip("\n")
     return text or f"this {document.get('kind', 'file')} has no {' or '.join(show) or 'content'}"
 
@@ -154,29 +158,39 @@ def _is_section(value: Any) -> bool:
     )
 
 
-def _section(value: Any, paint: Paint) -> list[str]:
-    if (
-        isinstance(value, Mapping)
-        and value
-        and all(isinstance(v, int) and not isinstance(v, bool) for v in value.values())
-    ):
-        return wrapped(tally({str(k) or "ai.onnx": v for k, v in value.items()}, limit=40), first="  ")
+def _section(section: str, value: Any, paint: Paint) -> list[str]:
     if isinstance(value, Mapping) and not any(isinstance(v, Mapping) for v in value.values()):
-        return [f"  {line}" for line in facts([(str(k), _inline(v)) for k, v in value.items()], width=18)]
-    keyed = isinstance(value, Mapping)
-    items = [(str(k), v) for k, v in value.items()] if keyed else [("", v) for v in value]
-    columns = list(dict.fromkeys(c for _, item in items if isinstance(item, Mapping) for c in item))
-    rows: list[list[Cell]] = []
-    for key, item in items:
-        cells = [_inline(item.get(c), c) if isinstance(item, Mapping) else "" for c in columns]
-        rows.append([key, *cells] if keyed else list(cells))
-    shift = 1 if keyed else 0
-    numeric = [
-        i + shift
-        for i, c in enumerate(columns)
-        if all(isinstance(item.get(c), int | float | None) for _, item in items if isinstance(item, Mapping))
+        whole = all(isinstance(v, int) and not isinstance(v, bool) for v in value.values())
+        if whole and not section.startswith("weight"):
+            return wrapped(tally({str(k) or "ai.onnx": v for k, v in value.items()}, limit=40), first="  ")
+        shown = [(str(k), _inline(v, "bytes" if whole else str(k))) for k, v in value.items() if v is not None]
+        return [f"  {line}" for line in facts(shown, width=max(len(name) for name, _ in shown) + 2 if shown else 0)]
+    items = [(str(k), v) for k, v in value.items()] if isinstance(value, Mapping) else [("", v) for v in value]
+    rows = [(label, item if isinstance(item, Mapping) else {"": item}) for label, item in items]
+    columns = [
+        name
+        for name in dict.fromkeys(name for _, item in rows for name in item)
+        if name not in _WIDE and any(item.get(name) not in (None, "", [], {}, False) for _, item in rows)
     ]
-    return table([*([""] if keyed else []), *columns], rows, right=numeric, paint=paint)
+    if any("layer" in item for _, item in rows):  # the names of merged nodes are long: last, and not all of them
+        columns = [name for name in columns if name != "name"] + ["name"]
+    keyed = any(label for label, _ in rows)
+    body: list[list[Cell]] = []
+    for label, item in rows:
+        cells: list[Cell] = [_cell(item, name) for name in columns]
+        body.append([label, *cells] if keyed else cells)
+    numeric = [
+        index + keyed
+        for index, name in enumerate(columns)
+        if all(isinstance(item.get(name), int | float | None) for _, item in rows)
+    ]
+    return table([*([""] if keyed else []), *columns], body, right=numeric, paint=paint)
+
+
+def _cell(row: Mapping[str, Any], name: str) -> str:
+    if name == "name" and len(row.get("names", ())) > 1:
+        return listed((str(one) for one in row["names"]), 2)
+    return _inline(row.get(name), name)
 
 
 def _inline(value: Any, name: str = "") -> str:
@@ -191,9 +205,9 @@ def _inline(value: Any, name: str = "") -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{k} {_inline(v, str(k))}" for k, v in value.items())
     if isinstance(value, list | tuple):
-        if any(isinstance(v, int) for v in value) and all(isinstance(v, int | str | None) for v in value):
+        if name in _SHAPES or (value and all(isinstance(v, int | None) for v in value)):
             return "[" + ", ".join("?" if v is None else str(v) for v in value) + "]"
-        return ", ".join(_inline(v) for v in value) or "[]"
+        return ", ".join(_inline(v) for v in value)
     return str(value)
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from fp8graph.base.files import WrittenFile
 from fp8graph.base.findings import Finding
-from fp8graph.data.attestation import Attestation, OpVerdict
+from fp8graph.data.attestation import Attestation, Measure, OpVerdict
 from fp8graph.data.comparison import Comparison, DefaultSession, OutputDifference
 from fp8graph.data.plan import Decision, Plan
 from fp8graph.report.tables import Cell, Paint, count, facts, listed, plain, share, size, table, tally, wrapped
 
 _REASONS_SHOWN = 10
 _BROKEN_SHOWN = 20
+# Codes of notes that an op has another type than the one asked for.
+_RETYPED = ("FG214", "FG222")
 _OUTPUTS_SHOWN = 12
 # Order of the columns: what one hopes for first.
 _VERDICTS = ("fp8", "int8", "fp4", "storage", "folded", "emulated", "fell-back", "absent", "unknown")
@@ -46,6 +49,7 @@ def optimized(
     )
     about = [
         ("formats", "\n".join(_formats(plan))),
+        ("types", "\n".join(_types(findings))),
         ("scales", _scales(plan, samples)),
         ("size", _sizes(source_bytes, model_bytes)),
         ("time", _times(seconds or {})),
@@ -89,10 +93,10 @@ def planned_table(plan: Plan, *, paint: Paint = plain) -> list[str]:
 def kept_table(plan: Plan, *, paint: Paint = plain) -> list[str]:
     """Why operators of the types that matter stay in high precision, the most frequent reason first."""
     wanted = _considered(plan)
-    groups: dict[tuple[str, str], list[tuple[str, Decision]]] = {}
+    groups: dict[tuple[str, str, str], list[tuple[str, Decision]]] = {}
     for key, op in plan.kept():
         if op.op_type in wanted:
-            groups.setdefault((op.why.code, op.why.by), []).append((key, op))
+            groups.setdefault((op.why.code, op.why.by, _kind(op.why.text)), []).append((key, op))
     if not groups:
         return []
     lines = ["", "kept in high precision"]
@@ -110,38 +114,49 @@ def kept_table(plan: Plan, *, paint: Paint = plain) -> list[str]:
     return lines
 
 
+def _kind(text: str) -> str:
+    """A reason without what it names: of one kind are those that differ in that alone."""
+    return re.sub(r"'[^']*'", "''", text)
+
+
 def attested(
-    attestation: Attestation, *, engine: str, model: str, required: Sequence[str] = (), paint: Paint = plain
+    attestation: Attestation,
+    *,
+    engine: str,
+    model: str,
+    required: Sequence[str] = (),
+    every: bool = False,
+    paint: Paint = plain,
 ) -> str:
-    """The summary of `attest`: verdicts by type, each op that is not as planned, and one closing line."""
+    """The summary of `attest`: verdicts by type, each op that is not as planned, and one closing line.
+
+    every   lists every op with its verdict and the witnesses that it rests on, those in high precision, too
+    """
     chips = "+".join(attestation.chips) or "unknown chips"
     programs = count(attestation.profiles, "profile")
     lines = [f"{paint('bold', engine)}  {attestation.builder} for {chips}, {programs}; model {model}"]
+    # Each note on the whole on its own; those on single ops together, as they come in numbers.
+    told = [line for note in attestation.notes if not note.op for line in grouped([note], paint=paint)]
+    told += grouped((note for note in attestation.notes if note.op), paint=paint)
+    lines += ["", *told] if told else []
     ops = attestation.verdicts
+    if ops:
+        lines += ["", *_verdicts_table(attestation, paint), *_broken(attestation, paint)]
+    lines += _every_op(attestation, paint) if every else []
+    about = facts(_attested_facts(attestation))
+    lines += ["", *about] if about else []
     if not ops:
         promise = "the plan quantizes no op" if attestation.plan else "the model's Q/DQ promise nothing"
-        return "\n".join([*lines, "", f"nothing to attest: {promise}", *required])
-    seen = [name for name in _VERDICTS if name in attestation.counts and (attestation.counts[name] or name == "fp8")]
-    rows: list[list[Cell]] = []
-    types = sorted({op.op_type for op in ops.values()})
-    for op_type in [*types, *(["all"] if len(types) > 1 else [])]:
-        mine = [op for op in ops.values() if op_type in (op.op_type, "all")]
-        cells = [_verdict_cell(mine, name) for name in seen]
-        rows.append([("bold", "all") if op_type == "all" else op_type, str(len(mine)), *cells])
-    lines += ["", *table(["op type", "planned", *seen], rows, right=range(1, len(seen) + 2), paint=paint)]
-    lines += _broken(attestation, paint)
-    about = [
-        ("MACs", _share(attestation.share("macs"), "of those planned run in FP8")),
-        ("weights", _share(attestation.share("weight_bytes"), "of the planned ops' bytes belong to ops in FP8")),
-    ]
-    lines += ["", *facts(about)]
+        return "\n".join([*lines, *([""] if not about else []), f"nothing to attest: {promise}", *required])
     fine = len(ops) - len(attestation.broken)
     planned = sorted({op.planned for op in ops.values()})
     what = planned[0].upper() if len(planned) == 1 else "low precision"
     closing = f"{fine} of {len(ops)} planned {what} ops run in {what} on {chips}"
     if len(planned) > 1:
         closing = f"{fine} of {len(ops)} planned ops run as planned on {chips}"
-    lines += [*required, paint("bad" if attestation.broken else "good", closing)]
+    if not attestation.sound:
+        closing += "; what was found above speaks against the whole"
+    lines += [*required, paint("good" if attestation.honest else "bad", closing)]
     return "\n".join(lines)
 
 
@@ -167,11 +182,17 @@ def outputs_table(comparison: Comparison, *, paint: Paint = plain) -> list[str]:
     return lines
 
 
-def calibrated(*, model: str, tensors: int | None, samples: int | None, files: Sequence[WrittenFile]) -> str:
+def calibrated(
+    *,
+    model: str,
+    tensors: int | None,
+    samples: int | None,
+    files: Sequence[WrittenFile],
+    next_command: str = "",
+) -> str:
     """The summary of `calibrate`."""
     what = count(tensors, "tensor") if tensors is not None else "tensors"
     on = f" on {count(samples, 'sample')}" if samples is not None else ""
-    written = files[0].path if files else "RANGES"
     return "\n".join(
         [
             f"observed {what} of {model}{on}",
@@ -179,7 +200,7 @@ def calibrated(*, model: str, tensors: int | None, samples: int | None, files: S
             *facts(
                 [
                     ("wrote", _written(files)),
-                    ("next", f"python -m fp8graph optimize {model} -o OUT --ranges {written}"),
+                    ("next", next_command),
                 ]
             ),
         ]
@@ -195,14 +216,25 @@ def built(
     files: Sequence[WrittenFile],
     warnings: Sequence[str],
     next_command: str,
+    profiles: Sequence[Mapping[str, Mapping[str, Sequence[int]]]] = (),
     paint: Paint = plain,
 ) -> str:
-    """The summary of `build`."""
+    """The summary of `build`, with the shapes that it was built for: others it does not run."""
     made_by = f" by {builder}" if builder else ""
     lines = [f"{paint('bold', engine)}  for {'+'.join(chips) or 'this machine'}{made_by}, from {model}", ""]
-    lines += facts([("wrote", _written(files)), ("next", next_command)])
+    shapes = "\n".join(_profile(shapes, index, len(profiles)) for index, shapes in enumerate(profiles))
+    lines += facts([("shapes", shapes), ("wrote", _written(files)), ("next", next_command)])
     lines += ["", *(f"{paint('warn', 'warning')}: {text}" for text in warnings)] if warnings else []
     return "\n".join(lines)
+
+
+def _profile(shapes: Mapping[str, Mapping[str, Sequence[int]]], index: int, count: int) -> str:
+    """The shapes of one profile: `x 1x3x8x8 to 4x3x8x8, most often 2x3x8x8`, or one shape where the three are alike."""
+    said = []
+    for name, three in shapes.items():
+        low, usual, high = ("x".join(map(str, three[which])) or "()" for which in ("min", "opt", "max"))
+        said.append(f"{name} {low}" + ("" if low == usual == high else f" to {high}, most often {usual}"))
+    return (f"profile {index}: " if count > 1 else "") + ("; ".join(said) or "those of the model")
 
 
 def checked(findings: Sequence[Finding], *, model: str, paint: Paint = plain) -> str:
@@ -290,6 +322,21 @@ def _formats(plan: Plan) -> list[str]:
     return [f"{text} ({number:,})" for text, number in sorted(found.items())]
 
 
+def _types(findings: Sequence[Finding]) -> list[str]:
+    """Operators that have another high-precision type than was asked for, a line for each kind of reason."""
+    groups: dict[tuple[str, str], list[Finding]] = {}
+    for item in findings:
+        if item.code in _RETYPED:
+            groups.setdefault((item.code, _kind(item.text)), []).append(item)
+    return [
+        line
+        for (code, _), items in sorted(groups.items(), key=lambda group: -len(group[1]))
+        for line in wrapped(
+            f"{items[0].text} ({code}, {count(len(items), 'op')}: {listed((item.op for item in items), 3)})", width=89
+        )
+    ]
+
+
 def _scales(plan: Plan, samples: int | None) -> str:
     origins: dict[str, int] = {}
     missing = 0
@@ -345,8 +392,69 @@ def _float(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def _share(part: float | None, of: str) -> str:
-    return "" if part is None else f"{share(part)} {of}"
+def _verdicts_table(attestation: Attestation, paint: Paint) -> list[str]:
+    ops = attestation.verdicts
+    seen = [name for name in _VERDICTS if name in attestation.counts and (attestation.counts[name] or name == "fp8")]
+    rows: list[list[Cell]] = []
+    types = sorted({op.op_type for op in ops.values()})
+    for op_type in [*types, *(["all"] if len(types) > 1 else [])]:
+        mine = [op for op in ops.values() if op_type in (op.op_type, "all")]
+        cells = [_verdict_cell(mine, name) for name in seen]
+        rows.append([("bold", "all") if op_type == "all" else op_type, str(len(mine)), *cells])
+    return table(["op type", "planned", *seen], rows, right=range(1, len(seen) + 2), paint=paint)
+
+
+def _attested_facts(attestation: Attestation) -> list[tuple[str, str]]:
+    """What the verdicts rest on, how much runs in FP8, what the other products do, how large the constants are."""
+    grounds: dict[str, int] = {}
+    for op in attestation.verdicts.values():
+        ground = " and ".join(op.rests_on) if op.witnesses else ""
+        if op.witnesses and not op.rests_on:
+            ground = "no witness"
+        if ground:
+            grounds[ground] = grounds.get(ground, 0) + 1
+    rest = [f"{number:,} on {ground}" + ("" if " " in ground else " alone") for ground, number in grounds.items()]
+    others: dict[str, int] = {}
+    for op in attestation.others.values():
+        words = f"{op.op_type} in high precision" if op.verdict == "high" else f"{op.op_type}: {op.verdict}"
+        others[words] = others.get(words, 0) + 1
+    foretold = [op for op in attestation.verdicts.values() if op.forecast]
+    right = sum(op.forecast == op.verdict for op in foretold)
+    weights, held = attestation.weights, ""
+    if weights.engine is not None:
+        held = f"{size(weights.engine)} in the engine"
+        if weights.forecast is not None and weights.excess is not None:
+            held += f", {size(weights.forecast)} forecast from the model ({weights.excess:+.1%})"
+    return [
+        ("rests on", ", ".join(rest)),
+        ("forecast", f"{right:,} of {len(foretold):,} ops do what the model let expect" if foretold else ""),
+        ("MACs", _shares(attestation, "macs")),
+        ("weights", _shares(attestation, "weight_bytes")),
+        ("others", ", ".join(f"{number} {words}" for words, number in others.items())),
+        ("constants", held),
+    ]
+
+
+def _shares(attestation: Attestation, measure: Measure) -> str:
+    part, totals = attestation.share(measure), attestation.totals(measure)
+    every = sum(totals.values())
+    of_all = f"{share(totals['fp8'] / every)} of all products" if every else ""
+    if part is None:
+        return f"in FP8: {of_all}" if of_all else ""
+    return f"in FP8: {share(part)} of those that can be or were planned so" + (f", {of_all}" if of_all else "")
+
+
+def _every_op(attestation: Attestation, paint: Paint) -> list[str]:
+    ops = {**attestation.verdicts, **attestation.others}
+    forecast = any(op.forecast for op in ops.values())
+    rows: list[list[Cell]] = []
+    for key, op in ops.items():
+        said = op.verdict if not op.profiles else ", ".join(f"{p}: {one}" for p, one in enumerate(op.profiles))
+        style = "good" if op.as_planned else "bad"
+        foreseen = [op.forecast] if forecast else []
+        rows.append([key, op.op_type, op.planned, *foreseen, (style, said), " and ".join(op.rests_on) or "no witness"])
+    head = ["op", "type", "planned", *(["forecast"] if forecast else []), "engine", "rests on"]
+    return ["", *table(head, rows, paint=paint)] if rows else []
 
 
 def _verdict_cell(ops: Sequence[OpVerdict], verdict: str) -> Cell:
@@ -361,7 +469,8 @@ def _broken(attestation: Attestation, paint: Paint) -> list[str]:
     lines = ["", "not as planned"]
     for key, op in list(broken.items())[:_BROKEN_SHOWN]:
         name = f"  (name {op.name})" if op.name and op.name != key else ""
-        lines.append(f"  {paint('bad', f'{op.verdict:<9}')}  {op.op_type}  {key}{name}, planned {op.planned}")
+        ground = f"  (by {' and '.join(op.rests_on)})" if op.rests_on else ""
+        lines.append(f"  {paint('bad', f'{op.verdict:<9}')}  {op.op_type}  {key}{name}, planned {op.planned}{ground}")
         lines += wrapped(op.why or "no reason is known", first="             ")
     if len(broken) > _BROKEN_SHOWN:
         lines.append(f"  and {count(len(broken) - _BROKEN_SHOWN, 'op')} more; --json lists them all")

@@ -19,7 +19,7 @@ from fp8graph.base.errors import BackendError, InputError
 from fp8graph.graph import tensors
 from fp8graph.graph.save import to_proto, weight_bytes
 from fp8graph.runners.base import Feeds, Outputs
-from fp8graph.runners.expand.bfloat16 import expand
+from fp8graph.runners.expand import bfloat16, float16
 
 _DISABLED = ["ReluQuantRewrite"]
 # Above this a model goes to the session as files: a protobuf ends at 2 GiB, and its copies cost memory before that.
@@ -34,10 +34,15 @@ _TYPES = {
     "tensor(uint8)": ir.DataType.UINT8,
     "tensor(int8)": ir.DataType.INT8,
 }
+# Types of numpy's (ml_dtypes) that go in as OrtValues, for the runtime's Python side has none of them.
+_CODES = {"float8_e4m3fn": ir.DataType.FLOAT8E4M3FN, "float8_e5m2": ir.DataType.FLOAT8E5M2}
 
 
 class OnnxRuntime:
-    """One session. `model` is a path or a model of ours; bf16, which has no kernels here, is run as rounded fp32.
+    """One session. `model` is a path or a model of ours.
+
+    Of a model of ours, bf16, which has no kernels here, is run as rounded fp32, and so is fp16 where `exact`. A path is
+    run as it is.
 
     threads   intra-op threads; 1 makes results independent of the machine's load
     exact     False leaves ONNX Runtime's default settings: what a user gets who loads the file plainly
@@ -78,7 +83,7 @@ class OnnxRuntime:
             )
 
         try:
-            self._session = session(str(model)) if isinstance(model, Path) else _from_memory(model, session)
+            self._session = session(str(model)) if isinstance(model, Path) else _from_memory(model, session, exact)
         except Exception as error:  # onnxruntime raises its own types, all of them from Exception
             raise _failed("ONNX Runtime cannot load the model", error) from error
         self._names = [output.name for output in self._session.get_outputs()]
@@ -91,13 +96,11 @@ class OnnxRuntime:
     def run(self, feeds: Feeds) -> Outputs:
         """Arrays by output name. Raises BackendError FG133 with ONNX Runtime's reason."""
         try:
-            return dict(
-                zip(
-                    self._names,
-                    self._session.run(self._names, {name: _plain(array) for name, array in feeds.items()}),
-                    strict=True,
-                )
-            )
+            given = {name: _plain(array) for name, array in feeds.items()}
+            if not any(str(array.dtype) in _CODES for array in given.values()):
+                return dict(zip(self._names, self._session.run(self._names, given), strict=True))
+            made = self._session.run_with_ort_values(self._names, {name: _held(array) for name, array in given.items()})
+            return {name: value.numpy() for name, value in zip(self._names, made, strict=True)}
         except Exception as error:  # onnxruntime raises its own types, all of them from Exception
             raise _failed("ONNX Runtime cannot run the model", error) from error
 
@@ -151,8 +154,18 @@ def _plain(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return array.astype(np.float32) if array.dtype == tensors.NUMPY["bf16"] else array
 
 
-def _from_memory(model: ir.Model, session: Any) -> Any:
-    expanded = expand(model)
+def _held(array: np.ndarray[Any, Any]) -> Any:
+    """An OrtValue: of codes with the type that numpy does not know."""
+    from onnxruntime import OrtValue
+
+    kind = _CODES.get(str(array.dtype))
+    if kind is None:
+        return OrtValue.ortvalue_from_numpy(array)
+    return OrtValue.ortvalue_from_numpy_with_onnx_type(np.ascontiguousarray(array).view(np.uint8), int(kind))
+
+
+def _from_memory(model: ir.Model, session: Any, exact: bool) -> Any:
+    expanded = bfloat16.expand(float16.expand(model) if exact else model)
     if weight_bytes(expanded) < _IN_MEMORY:
         return session(to_proto(expanded).SerializeToString())
     with tempfile.TemporaryDirectory(prefix="fp8graph-") as folder:

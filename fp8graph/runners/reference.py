@@ -12,31 +12,35 @@ from fp8graph.base.errors import BackendError, InputError
 from fp8graph.graph import keys, opset
 from fp8graph.graph.inlining import inline
 from fp8graph.graph.load import load
-from fp8graph.runners.expand import attention, bfloat16
+from fp8graph.runners.base import Runner
+from fp8graph.runners.coded import around
+from fp8graph.runners.expand import attention, bfloat16, float16, quantized_attention
 from fp8graph.runners.onnxruntime import OnnxRuntime
 
 # ONNX Runtime 1.31 loads IR versions up to 13 and promises opset 7 and above.
 _IR_VERSION, _OLDEST, _RAISED = 10, 7, 13
 
 
-def reference(model: Path | str | ir.Model, libraries: Sequence[str] = ()) -> OnnxRuntime:
+def reference(model: Path | str | ir.Model, libraries: Sequence[str] = ()) -> Runner:
     """A runner for a model file or a model of ours; `libraries` hold its own operators.
+
+    Where inputs or outputs are codes that say what they stand for (a cache in FP8), it is fed floats, and gives floats.
 
     A file that needs no expanding is loaded by the runtime itself.
     """
     held = model if isinstance(model, ir.Model) else load(model).model
-    expanded = attention.expand(held)
+    expanded = quantized_attention.expand(attention.expand(held))
     file = None if isinstance(model, ir.Model) else Path(model)
     if file is not None:
-        expanded = bfloat16.expand(expanded)  # a model of ours is expanded by the runner itself
+        expanded = bfloat16.expand(float16.expand(expanded))  # a model of ours is expanded by the runner itself
     given = file if file is not None and expanded is held else expanded
     try:
-        return OnnxRuntime(given, libraries=libraries)
+        return around(OnnxRuntime(given, libraries=libraries), held)
     except BackendError as refused:
         # ONNX Runtime refuses some valid models, such as those with two nodes of one name; a tidy copy may do.
         tidy = expanded.clone(deep_copy=True) if expanded is model else expanded
         try:
-            return OnnxRuntime(_tidied(tidy), libraries=libraries)
+            return around(OnnxRuntime(_tidied(tidy), libraries=libraries), held)
         except (BackendError, InputError):
             raise refused from None
 

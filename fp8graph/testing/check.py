@@ -22,6 +22,7 @@ def check_pass(
     highs: Sequence[HighChoice] = ("keep", "fp16", "bf16"),
     target: str = "reference",
     feeds: Mapping[str, Sequence[Feeds]] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> dict[str, int]:
     """Holds a pass to what its class promises, on each model. Raises ContractError for the first broken promise.
 
@@ -30,6 +31,7 @@ def check_pass(
     highs    types asked for as high precision where a plan is needed
     target   the target that the plans are made for
     feeds    inputs by the name of a model, for models that do not take `random_feeds`
+    options  fields of `fp8graph.core.options.Options` that the plans are made with
 
     Returns the number of changes (of a rule: opinions; of a repair: adjustments) by model. Nothing but zeros means that
     nothing was tested.
@@ -46,9 +48,9 @@ def check_pass(
     for name, model in named.items():
         own = tuple(feeds[name]) if feeds is not None and name in feeds else None
         if isinstance(made, RewritePass):
-            for label, prepared in situations(made, name, model, highs, target, own):
+            for label, prepared in situations(made, name, model, highs, target, own, options or {}):
                 done[label] = hold(made, label, prepared)
         else:
-            prepared = planned(model, until=Stage.QUANTIZE, target=target, feeds=own)
+            prepared = planned(model, until=Stage.QUANTIZE, target=target, feeds=own, **(options or {}))
             done[name] = hold_unchanged(made, name, prepared)
     return done

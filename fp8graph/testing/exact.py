@@ -15,6 +15,8 @@ from fp8graph.base.errors import BackendError
 from fp8graph.core.passes import Approximate, Exactness, Ulps
 from fp8graph.graph import walk
 from fp8graph.graph.tensors import FLOATS
+from fp8graph.runners.coded import around
+from fp8graph.runners.expand import quantized_attention
 from fp8graph.runners.onnxruntime import OnnxRuntime
 from fp8graph.testing.models import Array, Feeds
 
@@ -91,10 +93,11 @@ def outputs(model: ir.Model, feed: Feeds, *, by_reference: bool | None = None) -
     where ONNX Runtime cannot take the model (bf16 from outside, pairs half done) or does not compute it as written
     (fp16, which it leaves out between ops). Raises BackendError where that fails: it is no judgement on a pass.
     """
+    model = quantized_attention.expand(model)
     if by_reference is None:
         by_reference = _only_reference(model) or _has_fp16(model)
     if not by_reference:
-        return OnnxRuntime(model, fuse=False).run(feed)
+        return around(OnnxRuntime(model, fuse=False), model).run(feed)
     view = model.clone()
     InlinePass()(view)  # onnx.reference does not hand a function's attributes on to its nodes
     pairs = list(_mixed(view))

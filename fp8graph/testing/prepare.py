@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -128,12 +128,13 @@ def situations(
     highs: Sequence[HighChoice],
     target: str,
     feeds: tuple[Feeds, ...] | None,
+    options: Mapping[str, Any],
 ) -> Iterator[tuple[str, Prepared]]:
     """With a plan where it is at home, in every type; without one on the model as it came, and where it is at home."""
     if item.stage != Stage.NORMALIZE:
         for high in highs:
             label = f"{name}, {high}" if high != "keep" else name
-            yield label, planned(model, until=item, high=high, target=target, feeds=feeds)
+            yield label, planned(model, until=item, high=high, target=target, feeds=feeds, **options)
         return
     pipeline = Pipeline(recipes.load("fp8-default").passes)
     for label, first in ((name, []), (f"{name}, in its place", split(pipeline, item)[0])):

@@ -13,8 +13,9 @@ Exactness      weights stay on their grid, within one step of nearest rounding
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -35,6 +36,8 @@ class BalanceRounding(Repair):
 
     share   at most this share of a channel's weights is moved off its nearest code
     """
+
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"share": (0, 1)}
 
     share: float = 0.1
 

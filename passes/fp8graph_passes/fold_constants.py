@@ -9,6 +9,7 @@ Exactness      exact: the ops are computed by ONNX's reference implementation
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,10 +24,16 @@ _KEPT = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"
 
 @dataclass(frozen=True)
 class FoldConstants(RewritePass):
-    """Fold nodes whose inputs are small constants (`limit` elements in, `output_limit` out)."""
+    """Fold nodes whose inputs are small constants.
+
+    limit          most elements of a constant that is read
+    output_limit   most elements of a constant that is made
+    """
 
     stage: ClassVar[Stage] = Stage.NORMALIZE
     exact: ClassVar[Exactness] = Exact()
+
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"limit": (0, 2**31), "output_limit": (0, 2**31)}
 
     limit: int = 1024
     output_limit: int = 65536

@@ -10,7 +10,9 @@ Exactness      plan only, no arithmetic changes
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fp8graph.core.context import Context, OpView
 from fp8graph.core.passes import Opinion, PlanRule
@@ -37,7 +39,12 @@ _THROUGH = frozenset(
 
 @dataclass(frozen=True)
 class KeepFirstConv(PlanRule):
-    """The Conv that reads the image stays in high precision, where it has `channels` or fewer."""
+    """The Conv that reads the image stays in high precision.
+
+    channels   most input channels that an image has
+    """
+
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"channels": (0, 2**31)}
 
     channels: int = 4
 

@@ -10,7 +10,9 @@ Exactness      plan only, no arithmetic changes
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import onnx_ir as ir
 
@@ -24,7 +26,12 @@ _BETWEEN = frozenset(
 
 @dataclass(frozen=True)
 class KeepRouter(PlanRule):
-    """Routers of mixtures of experts stay in high precision."""
+    """Routers of mixtures of experts stay in high precision.
+
+    steps   most ops between the product and the TopK
+    """
+
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"steps": (0, 64)}
 
     steps: int = 6
 

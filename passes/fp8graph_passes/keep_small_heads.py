@@ -9,7 +9,9 @@ Exactness      plan only, no arithmetic changes
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fp8graph.core.context import Context, OpView
 from fp8graph.core.passes import Opinion, PlanRule
@@ -17,7 +19,12 @@ from fp8graph.core.passes import Opinion, PlanRule
 
 @dataclass(frozen=True)
 class KeepSmallHeads(PlanRule):
-    """Attention with heads smaller than `least` stays in high precision."""
+    """Attention with small heads stays in high precision.
+
+    least   smallest head size that is quantized
+    """
+
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"least": (1, 2**31)}
 
     least: int = 16
 

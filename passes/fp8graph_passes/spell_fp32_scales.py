@@ -1,6 +1,8 @@
 """Spell Q/DQ with float32 scales around values of any float type: Cast to float32, Q, DQ, Cast back.
 
-What it does   1. QuantizeLinear on an fp16 or bf16 value reads it through a Cast to float32.
+What it does   1. QuantizeLinear on an fp16 or bf16 value reads it through a Cast to float32: one for all that read the
+                  value, beside its producer. TensorRT takes Casts of one tensor in both branches of an If in front
+                  of it, under one name, and refuses them.
                2. DequantizeLinear that is to yield fp16 or bf16 yields float32, and a Cast follows.
 Why            A scale in fp16 is zero or inexact for small ranges, and engines multiply by its rounded reciprocal:
                0.3 % (fp16) and 2.5 % (bf16) of the codes then differ from the reference; with float32 none does.
@@ -33,6 +35,7 @@ class SpellFp32Scales(RewritePass):
     def rewrite(self, model: ir.Model, ctx: Context) -> int:
         """Pairs whose scale is float32; a pair that came with fp16 scales is left as it is."""
         names, changed = edit.Names(model), 0
+        casts: dict[ir.Value, ir.Value] = {}
         for place in list(walk.walk(model)):
             node = place.node
             if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or node.domain not in ("", "ai.onnx"):
@@ -41,19 +44,21 @@ class SpellFp32Scales(RewritePass):
             if scale is None or scale.dtype != ir.DataType.FLOAT:
                 continue
             if node.op_type == "QuantizeLinear":
-                changed += _cast_before(node, place.graph, names)
+                changed += _cast_before(node, names, casts)
             elif "output_dtype" not in node.attributes:
                 changed += _cast_behind(node, place.graph, names)
         return changed
 
 
-def _cast_before(node: ir.Node, graph: ir.Graph | ir.Function, names: edit.Names) -> int:
+def _cast_before(node: ir.Node, names: edit.Names, casts: dict[ir.Value, ir.Value]) -> int:
     value = node.inputs[0]
-    if value is None or value.dtype not in _HALF:
+    if value is None or value.dtype not in _HALF or value.graph is None:
         return 0
-    cast = _cast(value, ir.DataType.FLOAT, names, f"{value.name}_fp32", node)
-    graph.insert_before(node, [cast])
-    edit.replace_input(node, 0, cast.outputs[0])
+    if value not in casts:
+        cast = _cast(value, ir.DataType.FLOAT, names, f"{value.name}_fp32", node)
+        edit.insert_after(value, [cast], value.graph)
+        casts[value] = cast.outputs[0]
+    edit.replace_input(node, 0, casts[value])
     return 1
 
 

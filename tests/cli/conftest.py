@@ -18,8 +18,11 @@ from fp8graph.base.progress import SILENT
 from fp8graph.cli.main import main
 from fp8graph.data.attestation import Attestation, OpVerdict
 from fp8graph.data.comparison import Comparison, OutputDifference
+from fp8graph.data.difference import Difference
 from fp8graph.data.plan import Decision, Plan, Quant, Reason, Scale
+from fp8graph.flow.reporting import Reported
 from fp8graph.formats.spec import PerAxis, PerTensor
+from fp8graph.report.joined import join
 
 
 @dataclass
@@ -122,7 +125,8 @@ def flow(monkeypatch: pytest.MonkeyPatch, plan: Plan, comparison: Comparison) ->
     def optimize(
         model, *, output=None, recipe=None, target=None, data=None, ranges=None, plan=None, shapes=None, samples=None,
         batch=None, seed=0, op_types_to_quantize=None, op_types_to_exclude=None, nodes_to_quantize=None,
-        nodes_to_exclude=None, fp8_everywhere=False, attention="auto", high_precision_dtype=None, passes=None,
+        nodes_to_exclude=None, fp8_everywhere=False, attention="auto", kv_cache="keep", high_precision_dtype=None,
+        passes=None,
         pass_file=None, compare=True, plan_only=False, allow_unquantized=False, verify=False, force=False,
         external_data_size_threshold=None, custom_ops=None, progress=SILENT,
     ):  # fmt: skip
@@ -130,15 +134,17 @@ def flow(monkeypatch: pytest.MonkeyPatch, plan: Plan, comparison: Comparison) ->
 
     def calibrate(
         model, *, output=None, data, plan=None, target=None, recipe=None, samples=None, batch=None, seed=0,
-        custom_ops=None, force=False, progress=SILENT,
+        op_types_to_quantize=None, op_types_to_exclude=None, nodes_to_quantize=None, nodes_to_exclude=None,
+        fp8_everywhere=False, attention="auto", kv_cache="keep", high_precision_dtype=None, passes=None,
+        pass_file=None, custom_ops=None, force=False, progress=SILENT,
     ):  # fmt: skip
         return recorder.answer("calibrate", dict(locals()))
 
     def build(
-        model, *, output, target=None, plan=None, shapes=None, force=False, attest=False, timeout=None,
+        model, *, output=None, target=None, plan=None, shapes=None, force=False, attest=False, timeout=None,
         memory_limit=None, builder_optimization_level=None, workspace=None, load_timing_cache=None,
         save_timing_cache=None, version_compatible=False, hardware_compatibility_level=None, weight_streaming=False,
-        builder_args=None, custom_ops=None, progress=SILENT,
+        refit=False, strip_weights=False, builder_args=None, custom_ops=None, emit_script=None, progress=SILENT,
     ):  # fmt: skip
         return recorder.answer("build", dict(locals()))
 
@@ -151,13 +157,19 @@ def flow(monkeypatch: pytest.MonkeyPatch, plan: Plan, comparison: Comparison) ->
     def check(model, *, plan=None, target=None):
         return recorder.answer("check", dict(locals()))
 
-    def inspect(file):
+    def inspect(file, *, show=None, op=None):
         return recorder.answer("inspect", dict(locals()))
+
+    def diff(a, b, *, op=None):
+        return recorder.answer("diff", dict(locals()))
+
+    def report(files, *, format="text", output=None, force=False):
+        return recorder.answer("report", dict(locals()))
 
     def doctor():
         return recorder.answer("doctor", {})
 
-    for function in (optimize, calibrate, build, attest, compare, check, inspect, doctor):
+    for function in (optimize, calibrate, build, attest, compare, check, inspect, diff, report, doctor):
         setattr(module, function.__name__, function)
     monkeypatch.setitem(sys.modules, "fp8graph.flow", module)
     monkeypatch.setattr(fp8graph, "flow", module, raising=False)
@@ -190,7 +202,8 @@ def usual_answers(plan: Plan, comparison: Comparison) -> dict[str, Any]:
             files=(WrittenFile(asked["output"], "00", 3_000),),
         ),
         "build": lambda asked: types.SimpleNamespace(
-            files=(WrittenFile(asked["output"], "00", 1_300_000),),
+            files=(WrittenFile(asked["output"] or asked["emit_script"], "00", 1_300_000),),
+            findings=(),
             manifest={"builder": {"name": "tensorrt-rtx", "version": "1.7.1"}},
             chips=("sm89",),
             warnings=("the timing cache is left out",),
@@ -200,6 +213,8 @@ def usual_answers(plan: Plan, comparison: Comparison) -> dict[str, Any]:
         "compare": comparison,
         "check": (),
         "inspect": {"kind": "plan", "target": "tensorrt-rtx"},
+        "diff": Difference("plan", {"recipe": ("a", "b")}, same=3),
+        "report": Reported(join(plan, attestation(conv2=verdict("Conv", "conv2")), comparison), "the text\n"),
         "doctor": {
             "python": "3.11.7",
             "platform": "Linux",

@@ -11,6 +11,7 @@ from fp8graph.base.findings import Finding
 from fp8graph.data import recipe as recipes
 from fp8graph.data import target as targets
 from fp8graph.data.comparison import Comparison, OutputDifference
+from fp8graph.data.difference import Difference
 
 from .conftest import attestation, verdict
 
@@ -272,27 +273,88 @@ def test_inspect_shows_shapes_and_opsets_as_people_write_them(cli, flow):
     )
 
 
-@pytest.mark.parametrize(
-    ("pattern", "keys"),
-    [
-        ("layers.0/*", ["layers.0/conv"]),
-        ("/relu", ["layers.1/relu"]),
-        ("type:Conv", ["layers.0/conv"]),
-        ("re:layers.*", ["layers.0/conv", "layers.1/relu"]),
-    ],
-)
-def test_inspect_narrows_to_ops(cli, flow, pattern, keys):
+def test_inspect_hands_sections_and_patterns_on(cli, flow):
     flow.answers["inspect"] = INSIDE
-    result = cli("inspect", "p.json", "--op", pattern, "--json").json["result"]
-    assert [row["key"] for row in result["rows"]] == keys
+    assert cli("inspect", "p.json", "--show", "ops", "io", "--op", "layers.0/*", "type:Conv").status == 0
+    asked = flow.calls["inspect"]
+    assert (asked["file"], asked["show"], asked["op"]) == ("p.json", ["ops", "io"], ["layers.0/*", "type:Conv"])
 
 
-@pytest.mark.parametrize(("pattern", "code"), [("layers.9/*", "FG109"), ("re:[", "FG100")])
-def test_inspect_refuses_a_pattern_that_selects_nothing(cli, flow, pattern, code):
-    flow.answers["inspect"] = INSIDE
-    done = cli("inspect", "p.json", "--op", pattern)
-    assert done.status == 2
-    assert f"error[{code}]" in done.err
+def test_inspect_shows_an_engine_s_layers_and_every_cell_of_its_manifest(cli, flow):
+    flow.answers["inspect"] = {
+        "kind": "engine",
+        "profiles": 1,
+        "shapes": [{"profile": 0, "input": "x", "min": [1, 8], "opt": [4, 8], "max": [8, 8]}],
+        "ops": {"product": {"fp8": 1, "high": 1}},
+        "rows": [{"key": "mm", "op_type": "product", "name": "mm", "precision": "fp8"}],
+        "weights": {"fp8": 8192, "fp32": 4},
+        "options": {"timeout": 3, "flags": ["A", "B"], "cache": None},
+        "layers": [
+            {
+                "kind": "product",
+                "layer": "gemm",
+                "operands": ["fp8", "fp8"],
+                "profile": 0,
+                "name": "mm + q + dq",
+                "names": ["mm", "q", "dq"],
+            },
+            {"kind": "product", "layer": "gemm", "operands": ["fp16"], "profile": 0, "name": "n", "names": ["n"]},
+        ],
+    }
+    assert cli("inspect", "m.engine").out == (
+        "kind      engine\n"
+        "profiles  1\n"
+        "\n"
+        "shapes\n"
+        "  input  min     opt     max\n"
+        "  x      [1, 8]  [4, 8]  [8, 8]\n"
+        "\n"
+        "ops\n"
+        "           fp8  high\n"
+        "  product    1     1\n"
+        "\n"
+        "weights\n"
+        "  fp8   8 KiB\n"
+        "  fp32  4 B\n"
+        "\n"
+        "layers\n"
+        "  kind     layer  operands  name\n"
+        "  product  gemm   fp8, fp8  mm, q and 1 more\n"
+        "  product  gemm   fp16      n\n"
+        "\n"
+        "options\n"
+        "  timeout  3\n"
+        "  flags    A, B\n"
+    )
+
+
+def test_diff_is_0_where_nothing_that_counts_differs_and_1_else(cli, flow):
+    done = cli("diff", "a.json", "b.json")
+    assert (done.status, done.out) == (
+        0,
+        "a  a.json\nb  b.json\n\n          a  b\n  recipe  a  b\n\nthe same: 3 ops\n",
+    )
+    assert cli("diff", "a.json", "b.json", "--op", "x*", "--json").json["result"]["equal"] is True
+    assert [flow.calls["diff"][name] for name in ("a", "b", "op")] == ["a.json", "b.json", ["x*"]]
+    flow.answers["diff"] = Difference("plan", {}, io={"chips": (["sm89"], ["sm120"])})
+    assert cli("diff", "a.json", "b.json").status == 1
+    flow.answers["diff"] = Difference("engine", {}, unknown={"b": "engines of 9.9 were not checked"})
+    done = cli("diff", "a.engine", "b.engine")
+    assert done.status == 1
+    assert "b cannot be read: engines of 9.9 were not checked" in done.out
+    assert cli("diff", "a.json").status == 2
+
+
+def test_report_prints_or_writes(cli, flow):
+    done = cli("report", "p.json", "a.json")
+    assert done.status == 0
+    assert "conv2" in done.out and "SQNR 31.2 dB" in done.out
+    assert cli("report", "p.json", "--format", "md").out == "the text\n"
+    asked = flow.calls["report"]
+    assert (asked["files"], asked["format"], asked["output"], asked["force"]) == (["p.json"], "md", None, False)
+    assert cli("report", "p.json", "--json").json["result"]["totals"]["planned"] == {"fp32": 3, "fp8": 2}
+    assert cli("report").status == 2
+    assert cli("report", "p.json", "--format", "pdf").status == 2
 
 
 def test_doctor_says_what_is_usable_and_how_to_get_the_rest(cli, flow):

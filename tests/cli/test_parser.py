@@ -181,14 +181,48 @@ def test_builder_settings_reach_the_function(cli, flow):
     done = cli(
         "build", "m.onnx", "-o", "e", "--timeout", "30", "--memory-pool-limit", "workspace:4G",
         "--builder-arg", "a=b=c", "--builder-arg", "d=", "--weight-streaming", "--version-compatible",
-        "--hardware-compatibility-level", "ampere_plus",
+        "--hardware-compatibility-level", "ampere_plus", "--refit", "--strip-weights", "--emit-script", "b.py",
     )  # fmt: skip
     assert done.status == 0, done.err
     asked = flow.calls["build"]
     assert (asked["timeout"], asked["workspace"]) == (30.0, 4 << 30)
     assert asked["builder_args"] == {"a": "b=c", "d": ""}
     assert asked["weight_streaming"] is asked["version_compatible"] is True
+    assert asked["refit"] is asked["strip_weights"] is True
     assert asked["hardware_compatibility_level"] == "ampere_plus"
+    assert (asked["output"], asked["emit_script"]) == ("e", "b.py")
+
+
+def test_a_script_needs_no_engine(cli, flow):
+    assert cli("build", "m.onnx", "--emit-script", "b.py").status == 0
+    assert (flow.calls["build"]["output"], flow.calls["build"]["emit_script"]) == (None, "b.py")
+    assert cli("build", "m.onnx").status == 2
+
+
+def test_shapes_belong_to_the_profile_that_was_named_before_them(cli, flow):
+    words = "--profile 0 --shapes x:1x3 --profile 1 --min-shapes x:2x3 --profile=0 --shapes y:7 --profile 1"
+    done = cli("build", "m.onnx", "-o", "e", *words.split(), "--maxShapes=x:9x3")
+    assert done.status == 0, done.err
+    one = {"x": Profile((1, 3), (1, 3), (1, 3)), "y": Profile((7,), (7,), (7,))}
+    assert flow.calls["build"]["shapes"] == (one, {"x": Profile((2, 3), (9, 3), (9, 3))})
+    assert cli("build", "m.onnx", "-o", "e", "--shapes", "x:1x3").status == 0
+    assert flow.calls["build"]["shapes"] == ({"x": Profile((1, 3), (1, 3), (1, 3))},)
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ("--profile 1 --shapes x:1", "1 was given and 0 was not"),
+        ("--shapes x:1 --profile 2 --shapes x:2", "2 was given and 1 was not"),
+        ("--shapes x:1 --profile 1", "shapes stand behind it"),
+        ("--profile 0 --shapes x:1 --profile 0 --shapes x:2", "(1,), (2,)"),
+        ("--profile -1 --shapes x:1", "at least 0"),
+    ],
+)
+def test_profiles_with_gaps_are_refused(cli, flow, words: str, why: str):
+    done = cli("build", "m.onnx", "-o", "e", *words.split())
+    assert done.status == 2
+    assert why in done.err
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,26 @@ def test_reasons_come_by_frequency_and_long_ones_are_wrapped(plan):
     ]
 
 
+def test_reasons_of_one_code_that_differ_are_told_apart_but_for_names(plan):
+    reasons = ["'a' holds a NaN", "'b' holds a NaN", "the op lies in a function"]
+    ops = {f"n{i}": kept("MatMul", f"n{i}", "FG212", reason) for i, reason in enumerate(reasons)}
+    ops["c"] = quantized("MatMul", "c")
+    assert text.kept_table(replace(plan, ops=ops))[2:] == [
+        "  2  FG212  MatMul: 'a' holds a NaN (n0, n1)",
+        "  1  FG212  MatMul: the op lies in a function (n2)",
+    ]
+
+
+def test_ops_of_another_type_than_asked_for_are_told(plan):
+    findings = [
+        *(Finding("FG214", "info", f"n{i}", f"stays fp32: 't{i}' reaches 7e+04, fp16 ends at 65504") for i in range(5)),
+        Finding("FG222", "info", "up", "stays fp32: a transposed convolution has no kernel in bf16"),
+    ]
+    said = text.optimized(plan, source="m", output="o", files=(), findings=findings)
+    assert "types      stays fp32: 't0' reaches 7e+04, fp16 ends at 65504 (FG214, 5 ops: n0, n1, n2 and 2 more)" in said
+    assert "           stays fp32: a transposed convolution has no kernel in bf16 (FG222, 1 op: up)" in said
+
+
 def test_a_plan_in_which_nothing_is_kept_says_nothing_about_it(plan):
     assert text.kept_table(replace(plan, ops={"y": quantized("Gemm", "y")})) == []
 
@@ -105,8 +125,8 @@ not as planned
   unknown    Gemm  logits  (name /logits), planned fp8
              no reason is known
 
-MACs       33.3 % of those planned run in FP8
-weights    33.3 % of the planned ops' bytes belong to ops in FP8
+MACs       in FP8: 33.3 % of those that can be or were planned so, 33.3 % of all products
+weights    in FP8: 33.3 % of those that can be or were planned so, 33.3 % of all products
 1 of 3 planned FP8 ops run in FP8 on sm89"""
 
 

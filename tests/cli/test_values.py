@@ -41,7 +41,8 @@ def test_what_is_no_shape_is_refused(text):
 
 def profiles(**typed: list[str]):
     given = {
-        name: [values.shapes(text) for text in typed[name]] if name in typed else None for name, _, _ in Shapes.KINDS
+        name: [(0, values.shapes(text)) for text in typed[name]] if name in typed else None
+        for name, _, _ in Shapes.KINDS
     }
     return Shapes.read(argparse.Namespace(**given))
 

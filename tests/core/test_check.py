@@ -53,7 +53,7 @@ BOTH_SCALES = [("FG310", "error", "q"), ("FG310", "error", "d")]
 @pytest.mark.parametrize(
     ("text", "weights", "wanted"),
     [
-        (pair(left="x"), {}, [("FG305", "warning", "y")]),
+        (pair(left="x"), {}, [("FG323", "info", "d"), ("FG305", "warning", "y")]),
         (pair("e = Relu(d)", left="e"), {}, [("FG306", "warning", "y")]),
         (pair("e = Relu(d)", "v = Relu(u)", "e", "v"), {}, [("FG306", "warning", "y")] * 2),
         (RELU_ON_WEIGHT, {}, []),
@@ -63,8 +63,8 @@ BOTH_SCALES = [("FG310", "error", "q"), ("FG310", "error", "d")]
         (pair(), {"w_s": -0.5}, BOTH_SCALES),
         (pair(), {"w_s": np.nan}, BOTH_SCALES),
         (pair(), {"w_t": ONE_INFINITE}, [("FG310", "error", "u")]),
-        (RANK_1, {"w_s": [0.5]}, [("FG307", "warning", "q"), ("FG307", "warning", "d")]),
-        (pair(COMPUTED, left="h"), {}, [("FG307", "warning", "g"), ("FG307", "warning", "h")]),
+        (RANK_1, {"w_s": [0.5]}, [("FG307", "info", "d")]),
+        (pair(COMPUTED, left="h"), {}, [("FG323", "info", "d"), ("FG307", "warning", "y")]),
         (ZERO_POINT, {"w_z": 1.0}, [("FG309", "error", "d")]),
         (ZERO_POINT, {"w_z": 0.0}, []),
     ],
@@ -97,7 +97,7 @@ def test_products_in_bodies_are_looked_at_too():
         z = If (c) <then_branch = t () => (float[2,16] y) {{ {body} }},
                     else_branch = e () => (float[2,16] y) {{ y = MatMul(x, x) }}>
     }}"""
-    assert found(text) == [("FG305", "warning", "z.then_branch/y")]
+    assert found(text) == [("FG323", "info", "z.then_branch/d"), ("FG305", "warning", "z.then_branch/y")]
 
 
 def test_movement_that_a_target_passes_is_no_finding_and_another_target_may_differ():

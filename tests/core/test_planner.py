@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import fp8graph
 from fp8graph.base.errors import UsageError
 from fp8graph.data import recipe, target
 from fp8graph.data.plan import Profile
@@ -319,3 +320,79 @@ def test_of_several_chips_the_worst_decides():
     ):
         assert why(plan_of(proto, target=spec), "y") == ("keep", code)
     assert target.load("tensorrt-rtx").asked == "tensorrt-rtx"
+
+
+def with_weights(format: str) -> recipe.Recipe:
+    """The default recipe with weights in another format."""
+    table = recipe.load("fp8-default").to_json()
+    table["quantize"]["weights"]["format"] = format
+    return recipe.Recipe.from_mapping(table, "test")
+
+
+def test_the_format_of_weights_is_held_against_the_target_too():
+    e5m2 = with_weights("e5m2")
+    plan = plan_of(model(PRODUCT), recipe=e5m2, target="tensorrt-rtx:sm89")
+    assert why(plan, "y") == ("keep", "FG301") and plan.ops["y"].why.text == "E5M2 is not imported"
+    assert why(plan_of(model(PRODUCT), recipe=e5m2, target="reference"), "y") == ("quantize", "FG201")
+    with refused(UsageError, "FG302", "MatMul was asked for in e5m2", "tensorrt-rtx"):
+        plan_of(model(PRODUCT), recipe=e5m2, nodes_to_quantize=("y",))
+    # a product of two activations has no weight
+    text = "(float[2,8,8] x) => (float[2,8,8] y) { h = Relu(x) y = MatMul(x, h) }"
+    assert why(plan_of(model(text), recipe=e5m2), "y") == ("quantize", "FG201")
+
+
+TRANSPOSED = """({t}[1,8,8,8] x, {t}[8,8,3,3] w_a, {t}[8,8,1,1] w_b) => ({t}[1,8,10,10] y) {{
+    h = Relu(x)
+    c = Conv(h, w_b)
+    y = ConvTranspose(c, w_a)
+}}"""
+
+
+@pytest.mark.parametrize(("kind", "asked"), [("float", "bf16"), ("bfloat16", None)])
+def test_a_type_that_an_op_has_no_kernel_for_is_fp32_there_and_is_said(kind, asked):
+    proto = model(TRANSPOSED.format(t=kind))
+    done = fp8graph.optimize(proto, plan_only=True, high_precision_dtype=asked, target="tensorrt-rtx:sm89")
+    assert {key: op.high for key, op in done.plan.ops.items()} == {"h": "bf16", "c": "bf16", "y": "fp32"}
+    assert why(done.plan, "y") == ("keep", "FG222") and "bf16" in done.plan.ops["y"].why.text
+    assert [finding.op for finding in done.findings if finding.code == "FG222"] == ["y"]
+    other = fp8graph.optimize(proto, plan_only=True, high_precision_dtype=asked, target="reference")
+    assert other.plan.ops["y"].high == "bf16"
+
+
+EPILOGUES = {  # type, body, ops with a note
+    "bias behind MatMul": ("float16", "h = MatMul(x, w_a) y = Add(h, w_c)", ["h"]),
+    "activation": ("bfloat16", "h = MatMul(x, w_a) y = Sigmoid(h)", ["h"]),
+    "bias of Gemm": ("float16", "y = Gemm(x, w_a, w_c)", ["y"]),
+    "Gemm without one": ("float16", "y = Gemm(x, w_a)", []),
+    "product behind product": ("float16", "h = MatMul(x, w_a) y = MatMul(h, w_a)", []),
+    "in fp32 there is another": ("float", "h = MatMul(x, w_a) y = Add(h, w_c)", []),
+    "an op that is kept": ("float16", "y = Sigmoid(x)", []),
+}
+
+
+@pytest.mark.parametrize("case", EPILOGUES)
+def test_a_lost_epilogue_is_a_note_and_keeps_nothing(case):
+    kind, body, noted = EPILOGUES[case]
+    text = f"({kind}[8,32] x, {kind}[32,32] w_a, {kind}[32] w_c) => ({kind}[8,32] y) {{ {body} }}"
+    done = fp8graph.optimize(model(text), plan_only=True, target="tensorrt-rtx:sm89")
+    found = [finding for finding in done.findings if finding.code == "FG225"]
+    assert [finding.op for finding in found] == noted and all(finding.severity == "info" for finding in found)
+    assert all(done.plan.ops[key].do == "quantize" for key in noted)
+
+
+def test_a_conv_loses_the_residual_and_not_the_activation():
+    text = """(float16[1,16,8,8] x, float16[16,16,3,3] w) => (float16[1,16,8,8] y, float16[1,16,8,8] z) {
+        a = Conv <pads = [1, 1, 1, 1]> (x, w) y = Add(a, x)
+        b = Conv <pads = [1, 1, 1, 1]> (x, w) z = Relu(b) }"""
+    done = fp8graph.optimize(model(text), plan_only=True, target="tensorrt-rtx:sm89")
+    assert [finding.op for finding in done.findings if finding.code == "FG225"] == ["a"]
+
+
+@pytest.mark.parametrize("text", [conv(32, 32, 1, "3,3", 32), conv(64, 64, 8, "3,3", 8)], ids=["depthwise", "groups"])
+def test_what_costs_more_than_it_gains_is_kept_with_its_source_unless_fp8_is_wanted_everywhere(text):
+    plan = plan_of(model(text), target="tensorrt-rtx:sm89")
+    assert why(plan, "y") == ("keep", "FG304") and "tensorrt_rtx 1.7.1" in plan.ops["y"].why.by
+    assert why(plan_of(model(text), target="tensorrt-rtx:sm89", fp8_everywhere=True), "y") == ("quantize", "FG201")
+    # what the target refuses stays, whatever is wanted
+    large = model(conv(32, 32, 32, "7,7"))
+    assert why(plan_of(large, target="tensorrt-rtx:sm89", fp8_everywhere=True), "y") == ("keep", "FG301")

@@ -221,3 +221,18 @@ def test_a_pass_file_that_is_none_is_refused(tmp_path, monkeypatch, content, spe
 )
 def test_a_pass_is_called_like_its_class(name, called):
     assert pass_name(type(name, (RewritePass,), {})) == called
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["balance-rounding{share=-1}", "balance-rounding{share=1.5}", "keep-router{steps=-1}", "keep-small-heads{least=0}",
+     "keep-first-conv{channels=-4}", "fold-constants{limit=-1}"],
+)  # fmt: skip
+def test_an_option_out_of_its_range_is_refused(spec):
+    with refused(UsageError, "FG113", "lies between"):
+        registry.parse_specs(spec)
+
+
+def test_the_ends_of_a_range_are_in_it():
+    for spec in ("balance-rounding{share=0}", "balance-rounding{share=1}", "keep-router{steps=0}"):
+        assert registry.parse_specs(spec)

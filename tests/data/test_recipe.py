@@ -79,6 +79,7 @@ def test_a_key_that_is_missing_is_named(path):
         ("quantize.ops", [1]),
         ("quantize.costly", "false"),  # a text would be true
         ("quantize.costly", 1),
+        ("quantize.concat", "yes"),
         ("quantize.activations", []),
         ("quantize.activations.format", "e4m3"),
         ("quantize.activations.format", 1),
@@ -187,3 +188,17 @@ def test_a_recipe_that_is_not_there_is_refused(tmp_path, monkeypatch, name, code
     (tmp_path / "binary.toml").write_bytes(b"\xff\x00")
     with refused(UsageError, code, says):
         recipe.load(name)
+
+
+def test_keep_lines_of_a_recipe_and_its_base_add_up_and_its_name_is_its_own(tmp_path):
+    text = resources.files("fp8graph.recipes").joinpath("fp8-default.toml").read_text(encoding="utf-8")
+    (tmp_path / "base.toml").write_text(text + '[[keep]]\nops = ["head"]\nwhy = "the base says so"\n')
+    (tmp_path / "ours.toml").write_text('extends = "base.toml"\n[[keep]]\nops = ["a", "b"]\nwhy = "we say so"\n')
+    ours = recipe.load(str(tmp_path / "ours.toml"))
+    assert [line.ops for line in ours.keep] == [("head",), ("a", "b")]
+    assert (ours.name, ours.summary) == ("ours", "fp8-default, changed")
+    (tmp_path / "bare.toml").write_text('extends = "base.toml"\n')
+    assert [line.ops for line in recipe.load(str(tmp_path / "bare.toml")).keep] == [("head",)]
+    (tmp_path / "wrong.toml").write_text('extends = "base.toml"\nkeep = 5\n')
+    with refused(UsageError, "FG140", "[[keep]]"):
+        recipe.load(str(tmp_path / "wrong.toml"))

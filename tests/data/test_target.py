@@ -17,7 +17,7 @@ from tests.small import refused
 
 FACTS = {  # the closed list of `core/facts.py`
     "kernel_elements", "in_channels", "out_channels", "group", "channels_per_group", "depthwise", "vector",
-    "packed_qkv", "attention", "keys", "head_size", "high",
+    "packed_qkv", "attention", "keys", "queries", "guarded", "head_size", "high",
 }  # fmt: skip
 every_target = pytest.mark.parametrize("name", target.names())
 
@@ -88,6 +88,11 @@ def test_a_chip_is_taken_or_refused(name, chip, fp8):
         ("tensorrt-rtx:sm999", "does not know the chip 'sm999'"),
         ("tensorrt-rtx:sm98", "did you mean 'sm89'?"),
         ("tensorrt-rtx:SM89", "does not know the chip 'SM89'"),
+        ("tensorrt-rtx:", "names no chip behind ':'"),
+        ("tensorrt-rtx:sm89+", "choose one of sm89, sm120"),
+        ("tensorrt-rtx:+sm89", "choose one of sm89, sm120"),
+        ("tensorrt-rtx:sm89++sm120", "choose one of sm89, sm120"),
+        ("reference:", "it has no chips"),
         ("tensorrt-rtz", "did you mean 'tensorrt-rtx'?"),
         ("tensorrt_rtx", "did you mean 'tensorrt-rtx'?"),
         ("", "there is no target ''"),
@@ -178,7 +183,13 @@ MEASURED = [  # facts that the tables of TensorRT-RTX have from engines
     ("MatMul", {"attention": True, "high": "half", "keys": 31}, "costly"),
     ("MatMul", {"attention": True, "high": "half", "keys": 32, "head_size": 256}, "native"),
     ("MatMul", {"attention": True, "high": "single", "keys": 31}, "native"),
-    ("MatMul", {"attention": True, "high": "half", "keys": 64, "head_size": 257}, "costly"),
+    # neither precision fuses: two products in FP8 are better than two in fp16
+    ("MatMul", {"attention": True, "high": "half", "keys": 64, "head_size": 257}, "native"),
+    ("MatMul", {"attention": True, "high": "half", "keys": 64, "queries": 1}, "costly"),
+    ("MatMul", {"attention": True, "high": "half", "keys": 64, "queries": 2}, "native"),
+    ("MatMul", {"attention": True, "high": "half", "keys": 64, "guarded": True}, "costly"),
+    ("MatMul", {"attention": True, "high": "single", "keys": 64, "queries": 1}, "costly"),
+    ("MatMul", {"attention": True, "high": "single", "keys": 64, "guarded": True}, "native"),
     ("Gemm", {"vector": False}, "native"),
     ("ConvTranspose", {"kernel_elements": 9, "group": 1}, "refused"),
 ]
@@ -201,3 +212,16 @@ def test_packed_qkv_wants_one_weight_scale():
     found = target.load("tensorrt-rtx:sm89")
     assert found.row("MatMul", "e4m3fn", {"packed_qkv": True, "vector": False}).weights == "tensor"
     assert found.row("MatMul", "e4m3fn", {"packed_qkv": False, "vector": False}).weights == "channel"
+
+
+@pytest.mark.parametrize("order", [("e4m3fn", "e5m2"), ("e5m2", "e4m3fn")])
+def test_of_two_formats_the_worse_row_decides(order):
+    format, row = target.load("tensorrt-rtx:sm89").worst("MatMul", order, {"vector": False})
+    assert (format, row.status) == ("e5m2", "refused")
+
+
+def test_every_line_about_types_and_epilogues_has_a_source():
+    for name in target.names():
+        found = target.load(name)
+        for line in (*found.types, *found.epilogues):
+            assert line.source and line.text and any(letter.isdigit() for letter in line.source)

@@ -51,7 +51,7 @@ class FakeBackend:
             Builder=misbehave,
         )
 
-    def refuse(self, job):
+    def refuse(self, job, devices):
         return []
 
     def why_not_here(self, version, devices):

@@ -95,7 +95,7 @@ def test_an_op_that_the_model_lacks_is_absent(sound: Made, plan: Plan):
     assert (op.verdict, op.macs, op.why) == ("absent", None, "the model holds no node with its key or name")
 
 
-def test_an_op_is_found_by_its_name_where_the_model_has_no_keys(sound: Made, plan: Plan, tmp_path: Path):
+def test_an_op_is_found_by_its_name_where_the_model_has_no_keys(build: Build, plan: Plan):
     model = models.network()
     made = {name for node in model.graph.node for name in node.output}
     for node in model.graph.node:
@@ -103,9 +103,8 @@ def test_an_op_is_found_by_its_name_where_the_model_has_no_keys(sound: Made, pla
         node.output[:] = [f"{name}_other" for name in node.output]
         node.input[:] = [f"{name}_other" if name in made else name for name in node.input]
     model.graph.output[0].name += "_other"
-    path = tmp_path / "m.onnx"
-    path.write_bytes(model.SerializeToString())
-    assert set(verdicts(attest_engine(sound.engine, path, plan)).values()) == {"fp8"}
+    keyless = build(model)
+    assert set(verdicts(attest_engine(keyless.engine, keyless.model, plan)).values()) == {"fp8"}
 
 
 def test_products_merged_into_one_count_each(build: Build):
@@ -233,25 +232,34 @@ def test_a_manifest_of_another_file_is_not_heard(sound: Made, plan: Plan, tmp_pa
     shutil.copy(sound.engine.with_name("m.engine.json"), tmp_path)
     document = json.loads((tmp_path / "m.engine.json").read_text())
     (tmp_path / "m.engine.json").write_text(json.dumps(document | {"engine": "00" * 32}))
-    assert "speaks of another file" in attest_engine(engine, sound.model, plan).verdicts["mm_o"].why
-    (tmp_path / "m.engine.json").write_text("[1, 2]")
-    assert "is no manifest" in attest_engine(engine, sound.model, plan).verdicts["mm_o"].why
+    done = attest_engine(engine, sound.model, plan)
+    assert "speaks of another file" in done.verdicts["mm_o"].why
+    assert [note.code for note in done.notes] == ["FG510"]
+    assert not done.honest and not done.sound
 
 
 def test_a_damaged_manifest_is_refused(sound: Made, plan: Plan, tmp_path: Path):
     engine = copy_with(sound, tmp_path, {})
     path = tmp_path / "m.engine.json"
     document = json.loads(path.read_text())
-    for damage in (
-        {"layers": [{"layer": 1}]},
-        {"layers": 5},
-        {"profiles": [3]},
-        {"layers": [{"layer": "gemm", "onnx": [], "operands": [], "profile": 10**9}]},
-    ):
-        path.write_text(json.dumps(document | damage))
+    damaged = [
+        json.dumps(document | damage)
+        for damage in (
+            {"layers": [{"layer": 1}]},
+            {"layers": 5},
+            {"profiles": [3]},
+            {"data": []},
+            {"layers": [{"layer": "gemm", "onnx": [], "operands": [], "profile": 10**9}]},
+            {"schema": "fp8graph.engine/2"},
+            {"schema": "fp8graph.plan/1"},
+        )
+    ]
+    for text in (*damaged, "[]", "[1, 2]", "", "{}", "null", json.dumps(document)[:-100], '{"Layers": []}'):
+        path.write_text(text)
         with pytest.raises(InputError) as caught:
             attest_engine(engine, sound.model, plan)
-        assert caught.value.code == "FG111"
+        assert (caught.value.code, caught.value.status) == ("FG111", 3)
+        assert "move m.engine.json away" in caught.value.do
 
 
 def test_witnesses_that_disagree_are_no_success(sound: Made, plan: Plan, tmp_path: Path):
@@ -276,11 +284,20 @@ def test_a_chip_that_the_programs_do_not_serve_is_unknown(sound: Made, plan: Pla
     assert (op.verdict, "do not serve sm120" in op.why) == ("unknown", True)
 
 
-def test_the_engine_of_another_model_is_told(sound: Made, build: Build, plan: Plan):
-    other = build(models.network(drop="a3"))
-    op = attest_engine(other.engine, sound.model, plan).verdicts["gemm_o"]
-    assert op.verdict == "fell-back"
-    assert op.why.endswith("its manifest says that the engine was built from another model")
+@pytest.mark.parametrize("other", [{"drop": "a3"}, {}], ids=["broken", "whose names and types are the same"])
+def test_of_the_engine_of_another_model_nothing_is_known(sound: Made, build: Build, plan: Plan, other):
+    model = models.network(**other)
+    model.producer_name = "another"
+    made = build(model)
+    done = attest_engine(made.engine, sound.model, plan)
+    assert set(verdicts(done).values()) == {"unknown"}
+    assert done.counts["fp8"] == 0 and done.share("macs") == 0
+    assert done.verdicts["mm_o"].why == "the engine was built from another model"
+    assert "built from another model: sha256 " in done.notes[0].text
+    assert {op.rests_on for op in done.verdicts.values()} == {()}
+    assert [(note.code, note.severity) for note in done.notes] == [("FG509", "error")]
+    assert {finding.code for finding in done.findings} == {"FG509"}
+    assert not done.honest and not done.sound
 
 
 @pytest.mark.parametrize("keep", [0, 3, 100, 5000, -1])

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from fp8graph.base.files import sha256_of
 from fp8graph.data.plan import Profile
 from fp8graph.engines.build import build_engine
 from fp8graph.engines.job import BuildJob
+from fp8graph.engines.probe import devices
 
 FAKE = Path(__file__).with_name("fake_worker.py")
 
@@ -183,6 +186,7 @@ def test_a_crash_is_a_status(path: Path, output: Path):
     assert (error.status, error.code) == (4, "FG507")
     assert "SIGSEGV" in error.what
     assert "it was at: Optimizing" in error.why
+    assert "last words: ERROR the builder's last words" in error.why
 
 
 def test_a_builder_that_is_killed_most_likely_had_no_memory(path: Path, output: Path):
@@ -279,6 +283,36 @@ class TestRefusals:
     def test_a_library_that_is_none(self, output: Path, tmp_path: Path):
         error = refused(models.matmul(), output, plugins=(str(tmp_path / "none.so"),))
         assert (error.status, error.code) == (3, "FG111")
+
+    @pytest.mark.skipif(shutil.which("cc") is None, reason="a library is compiled")
+    def test_a_library_without_custom_ops_is_refused_in_the_builders_words(self, output: Path, tmp_path: Path):
+        source = tmp_path / "ops.c"
+        names = ("getCreators", "getPluginCreators", "setLoggerFinder")
+        source.write_text("".join(f"void *{name}(int *n) {{ *n = 0; return 0; }}\n" for name in names))
+        subprocess.run(["cc", "-shared", "-fPIC", "-o", str(tmp_path / "ops.so"), str(source)], check=True)
+        error = refused(models.matmul(), output, plugins=(str(tmp_path / "ops.so"),))
+        assert (error.status, error.code) == (3, "FG111")
+        assert "No creator returned by getPluginCreators" in error.why
+
+    @pytest.mark.parametrize(
+        ("options", "status", "said"),
+        [
+            ({"refit": True}, 4, "--refit"),
+            ({"strip_weights": True}, 4, "--strip-weights"),
+            ({"builder_args": {"strip-plan": "1"}}, 4, "STRIP_PLAN"),
+            ({"builder_args": {"REFIT": "true"}}, 4, "REFIT"),
+            ({"refit": True, "chips": ("sm89", "sm120")}, 2, "--refit"),
+            ({"builder_args": {"version_compatible": "on"}}, 2, "--version-compatible"),
+        ],
+        ids=str,
+    )
+    def test_what_needs_a_gpu_or_is_not_there_is_said_before_it_is_tried(
+        self, output: Path, options: dict[str, object], status: int, said: str
+    ):
+        if devices() and status == 4:
+            pytest.skip("this machine has a GPU")
+        error = refused(models.matmul(), output, **options)
+        assert (error.status, error.where) == (status, said)
 
     def test_too_small_a_workspace(self, output: Path):
         error = refused(models.matmul(), output, workspace_bytes=1 << 20)

@@ -20,6 +20,8 @@ FULL = BuildJob(
     hardware_compatibility_level="none",
     version_compatible=True,
     weight_streaming=True,
+    refit=True,
+    strip_weights=True,
     plugins=("/lib/ops.so",),
     builder_args={"b": "2", "a": "1"},
 )
@@ -38,6 +40,8 @@ def test_options_hold_no_paths_and_no_defaults():
         "hardware_compatibility_level": "none",
         "version_compatible": True,
         "weight_streaming": True,
+        "refit": True,
+        "strip_weights": True,
         "plugins": ["ops.so"],
         "builder_args": {"a": "1", "b": "2"},
     }

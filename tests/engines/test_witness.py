@@ -41,6 +41,8 @@ MM = NodeName("mm", "mm")
         # an epilogue kernel and a fusion that took the node's epilogue in do not count beside the product
         ([op("gemm", "mm", "fp8 fp8"), op("kgen", "mm", "fp16")], "fp8"),
         ([op("gemm", "mm", "fp8 fp8"), op("runtime_fusion", "next,mm", "fp16 fp16")], "fp8"),
+        # nor does an attention that applies the product's scale per channel to what it reads
+        ([op("gemm", "mm", "fp8 fp8"), op("_gemv_mha_v1", "scores,mm", "fp16 fp16 fp16")], "fp8"),
         # the worst of several
         ([op("gemm", "mm", "fp8 fp8"), op("gemm", "mm", "fp16 fp16")], "high"),
         ([op("gemm", "mm", "fp8 fp8"), op("gemm", "mm", "fp16 fp16", profile=1)], "high"),

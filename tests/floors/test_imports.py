@@ -48,6 +48,8 @@ def probe(out: Path, *argv: str, heavy: tuple[str, ...] = HEAVY) -> dict[str, ob
         ("passes",),
         ("passes", "--json"),
         ("optimize", "--help"),
+        ("diff", "--help"),
+        ("report", "--help"),
     ],
     ids=lambda argv: " ".join(argv) or "import fp8graph",
 )

@@ -1,10 +1,9 @@
-"""Compare, check, inspect and doctor: verdicts about files, through the functions that the commands call."""
+"""Compare, check and doctor: verdicts about files, through the functions that the commands call."""
 
 from __future__ import annotations
 
 import json
 import math
-import subprocess
 import sys
 
 import numpy as np
@@ -92,68 +91,6 @@ def test_a_side_may_name_its_runner(tmp_path):
 def test_comparing_needs_data_that_fits(data, code):
     with refused(InputError, code):
         fp8graph.compare(model(TEXT), model(TEXT), data=data)
-
-
-def test_inspecting_a_model_tells_inputs_ops_and_scales(made):
-    found = fp8graph.inspect(made.out)
-    assert (found["kind"], found["file"]) == ("model", "out.onnx")
-    assert found["inputs"][0]["name"] == "image" and found["outputs"] == [
-        {"name": "logits", "type": "float", "shape": found["outputs"][0]["shape"]}
-    ]
-    fp8 = sum(found["ops"].get(kind, {}).get("fp8", 0) for kind in ("Conv", "Gemm", "MatMul"))
-    assert fp8 == made.done.planned
-    assert found["scales"] and all(0 < row["least"] <= row["largest"] for row in found["scales"])
-    assert json.loads(json.dumps(found))
-
-
-def test_inspecting_a_plan_tells_every_op_with_its_reason(made):
-    found = fp8graph.inspect(made.plan)
-    assert (found["kind"], found["quantized"], found["settled"]) == ("plan", made.done.planned, True)
-    assert [row["key"] for row in found["rows"]] == list(made.done.plan.ops)
-    assert all(row["code"] and row["why"] for row in found["rows"])
-    assert sum(found["ops"].get(kind, {}).get("fp8", 0) for kind in ("Conv", "Gemm", "MatMul")) == made.done.planned
-
-
-def test_inspecting_ranges(tmp_path):
-    proto = model("(float[n,8] x, float[8,8] w) => (float[n,8] y) { y = MatMul(x, w) }")
-    fp8graph.calibrate(proto, data=feeds(proto, 3), output=tmp_path / "r.json")
-    found = fp8graph.inspect(tmp_path / "r.json")
-    assert (found["kind"], found["samples"]) == ("ranges", 3) and "x" in found["values"]
-
-
-@pytest.mark.parametrize(
-    ("content", "code"),
-    [
-        (None, "FG111"),
-        (b"", "FG106"),
-        (b"{", "FG111"),
-        (b"{}", "FG111"),
-        (b'{"schema": "acme/1"}', "FG111"),
-        (b'{"schema": 5}', "FG111"),
-        (b'{"schema": "fp8graph.plan/1"}', "FG111"),
-        (b'{"schema": "fp8graph.plan/9"}', "FG111"),
-        (b'{"schema": "fp8graph.ranges/1"}', "FG111"),
-        (b'{"schema": "fp8graph.ranges/1", "values": 5}', "FG111"),
-        (b"\x08\x0a", "FG106"),
-        (b"text", "FG106"),
-        (b"vtrt", "FG508"),
-    ],
-)
-def test_inspecting_what_is_nothing_of_ours_is_refused(tmp_path, content, code):
-    path = tmp_path / "f"
-    if content is not None:
-        path.write_bytes(content)
-    with refused(InputError, code):
-        fp8graph.inspect(path)
-
-
-def test_a_plan_opens_without_numpy_and_onnx(made):
-    code = (
-        "import sys, fp8graph; fp8graph.inspect(sys.argv[1]);"
-        "print([name for name in ('numpy', 'onnx', 'onnx_ir', 'onnxruntime') if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(made.plan)], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
 
 
 def test_checking_changes_no_file_and_takes_its_target_from_the_plan(made):

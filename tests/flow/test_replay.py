@@ -248,3 +248,38 @@ def test_a_plan_made_alone_is_carried_out_in_its_place(tmp_path, digits, calibra
     done = fp8graph.optimize(digits / "cnn.onnx", output=out, plan=plan, data=calibration, compare=False)
     assert done.plan.settled
     assert sorted(path.name for path in tmp_path.iterdir()) == [out.name, plan.name]
+
+
+@pytest.mark.parametrize("how", ["data", "ranges"])
+def test_a_plan_made_without_data_is_carried_out_with_it_as_in_one_go(tmp_path, how):
+    text = """(float16[1,2,n,32] q, float16[1,2,32,n] k, float16[1,2,n,32] v, float16[32,32] w) => (float16[1,2,n,32] y) {
+        s = MatMul(q, k)
+        p = Softmax <axis = -1> (s)
+        c = MatMul(p, v)
+        y = MatMul(c, w)
+    }"""
+    proto = model(text)
+    sizes = {"q": (1, 2, 8, 32), "k": (1, 2, 32, 8), "v": (1, 2, 8, 32)}  # few keys: attention does not pay
+    data = [
+        {name: np.random.default_rng(seed).standard_normal(size).astype(np.float16) for name, size in sizes.items()}
+        for seed in range(2)
+    ]
+    asked = {"target": "tensorrt-rtx:sm89"}
+    alone = fp8graph.optimize(proto, plan_only=True, **asked).plan
+    assert not alone.shapes and alone.ops["s"].do == "quantize"
+    seen = {"data": data} if how == "data" else {"ranges": fp8graph.calibrate(proto, data=data, **asked).ranges}
+    once = fp8graph.optimize(proto, **seen, **asked)
+    then = fp8graph.optimize(proto, plan=alone, **seen)
+    assert then.plan == once.plan
+    assert then.plan.shapes["q"].opt == (1, 2, 8, 32) and then.plan.ops["s"].do == "keep"
+    assert then.model.SerializeToString() == once.model.SerializeToString()
+
+
+def test_what_a_reader_of_the_plan_has_changed_stays(tmp_path):
+    proto = model("(float[n,32] x, float[32,32] w_a, float[32,32] w_b) => (float[n,32] y) { h = MatMul(x, w_a) y = MatMul(h, w_b) }")
+    alone = fp8graph.optimize(proto, plan_only=True).plan
+    reason = replace(alone.ops["h"].why, code="FG203", text="mine")
+    mine = replace(alone, ops={**alone.ops, "h": alone.ops["h"].kept(reason)})
+    done = fp8graph.optimize(proto, plan=mine, data=feeds(proto))
+    assert (done.plan.ops["h"].do, done.plan.ops["h"].why.text) == ("keep", "mine")
+    assert done.plan.ops["y"].do == "quantize" and done.plan.shapes["x"].opt == (2, 32)

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from fp8graph.graph import walk
 from fp8graph.testing import outputs, planned, random_feeds
 from fp8graph_passes.spell_fp32_scales import SpellFp32Scales
 from tests.passes.doing import planned_run, run
@@ -92,3 +93,17 @@ def test_a_small_range_that_a_half_precision_scale_would_spoil_is_exact():
     scale = held["w_scale"].const_value.numpy()
     np.testing.assert_array_equal(scale, np.abs(weight.astype(np.float32)).max(axis=0) / np.float32(448))
     assert (scale < np.finfo(np.float16).tiny).all()
+
+
+def test_branches_that_quantize_one_tensor_share_the_cast_in_front_of_the_if():
+    text = """(float16[2,32] x, bool[1] c, float16[32,32] w_a, float16[32,32] w_b) => (float16[2,32] y) {
+        h = Relu(x)
+        y = If(c) <then_branch = t () => (float16[2,32] p) { p = MatMul(h, w_a) },
+                   else_branch = e () => (float16[2,32] q) { q = MatMul(h, w_b) }>
+    }"""
+    done = planned_run(SpellFp32Scales(), model(text))
+    quantizers = [place.node for place in walk.walk(done.model) if place.node.op_type == "QuantizeLinear"]
+    assert len(quantizers) == 2 and len({node.inputs[0] for node in quantizers}) == 1
+    cast = quantizers[0].inputs[0].producer()
+    assert cast.op_type == "Cast" and cast.graph is done.model.graph
+    assert done.same()

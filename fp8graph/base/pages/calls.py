@@ -65,7 +65,8 @@ CODES = (
         "An input is missing or unknown, has another type or shape, or the inputs give different numbers of samples.",
         "Scales taken from data of another shape or another model are wrong without looking so.",
         "Name the arrays like the model's inputs (`python -m fp8graph inspect MODEL --show io`). An array of the "
-        "input's rank is cut along its first axis; with one axis more it holds one sample per index.",
+        "input's rank is cut along its first axis; with one axis more it holds one sample per index; a single number "
+        "is for every sample. A sample is what the model takes in one run, a whole batch.",
     ),
     Code(
         "FG108",
@@ -114,6 +115,14 @@ CODES = (
         "pip install -e .",
     ),
     Code(
+        "FG114",
+        "two files of different kinds",
+        "`diff` was given two files that cannot be laid side by side op by op, such as a plan and an engine.",
+        "A difference between kinds says nothing: a plan promises, a model is made, an engine does.",
+        "Give two plans, two models, two engines, two attestations or two ranges. What an engine makes of a plan, "
+        "`attest ENGINE --model M --plan P` says.",
+    ),
+    Code(
         "FG120",
         "data is needed and was not given",
         "The plan takes scales of activations from observation, and there is nothing to observe.",
@@ -131,10 +140,10 @@ CODES = (
     ),
     Code(
         "FG122",
-        "samples were left over",
-        "The number of samples is no multiple of the model's batch size; the rest that does not fill a batch was "
-        "left out.",
-        "A few samples were not looked at. That is harmless unless they are many.",
+        "rows of the data were left over",
+        "A sample is what the model takes in one run: a whole batch of rows. The number of rows is no multiple of the "
+        "model's batch size (or of --batch); the rest that does not fill a batch was left out.",
+        "A few rows were not looked at. That is harmless unless they are many.",
         "Give a multiple of the batch size, or --batch N where the model's batch is dynamic.",
     ),
     Code(
@@ -172,6 +181,13 @@ CODES = (
         "A key with a typo would be ignored elsewhere, and the model would be quantized otherwise than written.",
         "`python -m fp8graph recipes show fp8-default` prints a recipe that works; `recipes validate FILE` checks "
         "yours.",
+    ),
+    Code(
+        "FG141",
+        "the recipe does not carry its plan out",
+        "The plan quantizes operators, and after the recipe's passes an operand of one has no Q/DQ.",
+        "A result that is called FP8 and holds none would be a lie.",
+        "Name `insert-qdq` among the recipe's `passes`; `recipes show fp8-default` has the usual list.",
     ),
     Code(
         "FG150",

@@ -154,6 +154,43 @@ CODES = (
         "Nothing. The loss of accuracy is small; keep the operator if it is not.",
     ),
     Code(
+        "FG222",
+        "computed in fp32: the target lacks a kernel",
+        "The target cannot build this operator in the high-precision type around it, quantized or not.",
+        "The whole build would fail for this one operator.",
+        "Nothing: Casts around it are in the result. `targets show TARGET --op TYPE` has the row with its source.",
+    ),
+    Code(
+        "FG223",
+        "an addition reads a rounded skip branch",
+        "The pass share-residual was asked for: the addition reads the FP8 tensor that the products beside it read.",
+        "The skip branch need not be kept in high precision. No engine adds in FP8: the rounding costs accuracy.",
+        "Compare with and without it; leave the pass out where it does not pay.",
+    ),
+    Code(
+        "FG224",
+        "an embedding is stored in FP8",
+        "The pass store-embeddings was asked for: the table has codes of the weights' format, one scale a row.",
+        "The table takes a quarter of the bytes of float32. A look-up has no arithmetic that FP8 would speed up.",
+        "Compare with and without it; leave the pass out where accuracy suffers.",
+    ),
+    Code(
+        "FG225",
+        "FP8 loses a fused epilogue",
+        "What stands behind the product (bias, activation, scale, residual) is one kernel with it in fp16, and one of "
+        "its own in FP8.",
+        "For small or memory-bound products FP8 may not pay. Without a measurement on a device this is no reason to "
+        "keep it.",
+        "Measure on the device; --nodes-to-exclude 'KEY' keeps the operator.",
+    ),
+    Code(
+        "FG226",
+        "whether tensors fit fp16 is not known",
+        "The model could not be run on the data given, and no scale needs that; constants alone were held against fp16.",
+        "A tensor that overflows would be infinite in the result.",
+        "Give the library that holds the model's operators: --custom-ops LIB.so; or --high-precision-dtype bf16.",
+    ),
+    Code(
         "FG230",
         "quantized already",
         "The model came with scales for this operator; they were taken over.",
@@ -168,6 +205,14 @@ CODES = (
         "Engines run the fused operator in half precision only: its products are not in FP8, and in a model of fp32 "
         "TensorRT-RTX cannot build it.",
         "Export the model at opset 22 or below, or without what the text names (a cache in the operator, softcap).",
+    ),
+    Code(
+        "FG233",
+        "an attention that must fuse cannot",
+        "--attention must-fuse writes each attention as an operator that the builder has to fuse in FP8. This one stays in "
+        "high precision by the plan, or has a form that the operator does not have.",
+        "In Q/DQ form it would be built all the same, as separate products around a Softmax in memory.",
+        "Mend what the reason names (mask, shapes, --high-precision-dtype fp16), or take --attention auto.",
     ),
     Code(
         "FG232",

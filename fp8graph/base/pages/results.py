@@ -79,6 +79,41 @@ CODES = (
         "Build it anew with `python -m fp8graph build`.",
     ),
     Code(
+        "FG509",
+        "the engine was built from something else",
+        "The manifest says that the engine was built from another model, from other data files, or with another plan.",
+        "Names of operators coincide between models: what the engine does with a name says nothing about yours. Of an "
+        "engine of another model every verdict is `unknown`.",
+        "Give --model and --plan the files that `build` was given, or build the engine anew from these.",
+    ),
+    Code(
+        "FG510",
+        "the manifest speaks of another engine",
+        "The manifest beside the engine was written for other bytes: the engine was changed or replaced after it was "
+        "built, or the manifest belongs to another one.",
+        "The builder's layer listing in it is no witness any more. Verdicts then rest on the engine file alone, and "
+        "nothing says from which model it was built.",
+        "Build the engine anew. Where it was built elsewhere on purpose, move the manifest away.",
+    ),
+    Code(
+        "FG511",
+        "a witness or a document is missing",
+        "No manifest lies beside the engine, it holds no layers, or the plan that the engine was built with was not "
+        "given.",
+        "Without the builder's listing verdicts rest on the engine file alone; without a manifest nothing says from "
+        "which model it was built, so that operators are found by their names only.",
+        "Keep ENGINE.json beside ENGINE, and the plan beside the model; `build` writes the one, `optimize` the other.",
+    ),
+    Code(
+        "FG512",
+        "the model is not what the plan wrote",
+        "An operator that the plan quantizes lacks its Q/DQ in the model or has other scales, or the model quantizes "
+        "what the plan does not.",
+        "The engine may do what the model says and still not what the plan decided; where Q/DQ are missing and the "
+        "engine runs FP8 all the same, engine and model do not belong together.",
+        "Write the model anew with `optimize SOURCE -o MODEL --plan PLAN`, or give --plan the one that wrote it.",
+    ),
+    Code(
         "FG900",
         "something broke inside fp8graph",
         "An error happened that the program did not expect (status 5).",

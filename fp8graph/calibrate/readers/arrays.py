@@ -1,7 +1,9 @@
-"""Arrays by input name: cut into feeds, and held to what the model's inputs are.
+"""Arrays by input name: cut into samples, and held to what the model's inputs are.
 
-An array of the input's rank is cut along its first axis into feeds of the model's batch size (1 where that is
-dynamic); an array with one axis more holds one feed per index. All inputs must give the same number of feeds.
+A sample is what the model takes in one run: all of its inputs, with a whole batch. An array of the input's rank is cut
+along its first axis, whose elements are called rows, into samples of the model's batch size (1 where that is dynamic);
+an array with one axis more holds one sample per index; a single number is the same for every sample. All inputs must
+give the same number of samples. In the code a sample is a `feed`, as runtimes call it.
 """
 
 from __future__ import annotations
@@ -33,12 +35,14 @@ class Cut:
     """How one array becomes feeds."""
 
     array: Array
-    count: int
-    size: int | None  # elements of the first axis in a feed; None where each index is a whole feed
+    count: int | None  # None where the array is a single number, which every feed gets
+    size: int | None  # rows in a feed; None where each index is a whole feed
     rest: int = 0
 
     def feed(self, index: int) -> Array:
         """The feed of this index."""
+        if self.count is None:
+            return self.array
         if self.size is None:
             return np.asarray(self.array[index], order="C")  # ascontiguousarray would give a number an axis
         return np.asarray(self.array[index * self.size : (index + 1) * self.size], order="C")
@@ -56,19 +60,40 @@ def cut(arrays: Mapping[str, Array], inputs: Sequence[InputSpec], where: str, ba
     if missing:
         raise _unfit(f"the data lacks the input '{missing[0]}'", where, do=f"add an array called '{missing[0]}'")
     cuts = {name: _cut_one(array, specs[name], where, batch) for name, array in arrays.items()}
-    counts = {name: item.count for name, item in cuts.items()}
+    counts = {name: item.count for name, item in cuts.items() if item.count is not None}
     if len(set(counts.values())) > 1:
         raise _unfit(
-            "the inputs give different numbers of feeds", where, why=", ".join(f"{k}: {v}" for k, v in counts.items())
+            "the inputs give different numbers of samples",
+            where,
+            why=", ".join(f"{k}: {v}" for k, v in counts.items()),
+            do="give every input the same number; a single number (rank 0) is for every sample",
         )
-    if not counts or not next(iter(counts.values())):
-        raise _unfit("the data holds no sample", where, do="give at least one")
+    if not count_of(cuts):
+        raise _no_sample(cuts, where, batch)
     return cuts
+
+
+def count_of(cuts: Mapping[str, Cut]) -> int:
+    """How many feeds the arrays give; single numbers alone give one."""
+    return next((item.count for item in cuts.values() if item.count is not None), 1 if cuts else 0)
+
+
+def _no_sample(cuts: Mapping[str, Cut], where: str, batch: int | None) -> InputError:
+    for name, item in cuts.items():
+        if item.size is not None and item.rest:
+            asked = f"--batch {batch}" if batch is not None else "the model"
+            return _unfit(
+                "the data does not fill one batch",
+                where,
+                why=f"{asked} takes {item.size} rows of '{name}' at a time, the data has {item.rest}",
+                do=f"give --batch {item.rest} or less" if batch is not None else f"give at least {item.size} rows",
+            )
+    return _unfit("the data holds no sample", where, why="its arrays are empty", do="give at least one")
 
 
 def feeds(cuts: Mapping[str, Cut], where: str) -> Iterator[dict[str, Array]]:
     """The feeds, one after the other; NaN or infinity in one is an InputError FG107 that says where."""
-    for index in range(next(iter(cuts.values())).count):
+    for index in range(count_of(cuts)):
         feed = {name: item.feed(index) for name, item in cuts.items()}
         for name, array in feed.items():
             if (array.dtype.kind == "f" or array.dtype.name == "bfloat16") and not np.isfinite(array).all():
@@ -86,13 +111,15 @@ def _cut_one(array: Array, spec: InputSpec, where: str, batch: int | None) -> Cu
     if spec.dims is None or array.ndim == len(spec.dims) + 1:
         _check_dims(array.shape[1:], spec, where)
         if array.ndim == 0:
-            raise _unfit(f"the input '{spec.name}' is a single number", where, why="the first axis counts the feeds")
+            return Cut(array, None, None)
         return Cut(array, array.shape[0], None)
-    if array.ndim != len(spec.dims) or array.ndim == 0:
+    if array.ndim == len(spec.dims) == 0:
+        return Cut(array, None, None)
+    if array.ndim != len(spec.dims):
         raise _unfit(
             f"the input '{spec.name}' has rank {array.ndim}",
             where,
-            why=f"the model wants rank {len(spec.dims)} (cut along the first axis), or one more (one feed per index)",
+            why=_ranks(len(spec.dims)),
         )
     size = batch or spec.dims[0] or 1
     if batch is not None and spec.dims[0] not in (None, batch):
@@ -103,6 +130,12 @@ def _cut_one(array: Array, spec: InputSpec, where: str, batch: int | None) -> Cu
     return Cut(array, array.shape[0] // size, size, array.shape[0] % size)
 
 
+def _ranks(rank: int) -> str:
+    if rank == 0:
+        return "the model wants a single number: rank 0 (for every sample), or rank 1 (one sample per index)"
+    return f"the model wants rank {rank} (cut along the first axis), or {rank + 1} (one sample per index)"
+
+
 def _check_dims(shape: tuple[int, ...], spec: InputSpec, where: str) -> None:
     if spec.dims is not None and any(
         want is not None and want != have for want, have in zip(spec.dims, shape, strict=True)
@@ -111,7 +144,7 @@ def _check_dims(shape: tuple[int, ...], spec: InputSpec, where: str) -> None:
         raise _unfit(
             f"the input '{spec.name}' has the wrong shape",
             where,
-            why=f"the model wants {wanted}, a feed has {'x'.join(map(str, shape))}",
+            why=f"the model wants {wanted}, a sample has {'x'.join(map(str, shape))}",
         )
 
 

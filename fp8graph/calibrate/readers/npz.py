@@ -91,6 +91,11 @@ def _array(file: IO[bytes], size: int, path: Path) -> Array:
     return array.reshape(shape[::-1]).T if fortran else array.reshape(shape)
 
 
+def files_in(path: Path) -> list[Path]:
+    """The files of a folder that are read as data, in the order of their names."""
+    return [*sorted(path.glob("*.npy")), *sorted(path.glob("*.npz"))]
+
+
 def folder(path: Path) -> Iterator[tuple[str, dict[str, Array]]]:
     """A folder: one `NAME.npy` per input, or .npz files in the order of their names; arrays by input name for each."""
     single = sorted(path.glob("*.npy"))

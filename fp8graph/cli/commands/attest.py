@@ -1,7 +1,8 @@
 """Says for every planned operator what the engine really does.
 
 Read from the engine's own programs, all profiles together, without a device. Status 1 where an operator is not what the
-plan says; `unknown` is no success. Without a plan, the model's own Q/DQ are the promise.
+plan says, or engine, model and plan do not belong together; `unknown` is no success. Without a plan, the model's own
+Q/DQ are the promise. -v lists every operator, those that were left in high precision, too.
 """
 
 from __future__ import annotations
@@ -61,11 +62,19 @@ def run(args: argparse.Namespace, console: Console) -> Outcome:
         lines.append(
             console.paint("good" if fine else "bad", f"{name} >= {least:g}: {'met' if fine else 'missed'} ({shown})")
         )
-    honest = not found.broken and bool(found.verdicts or found.plan)
+    fine = found.sound and met if requirements else found.honest
     return Outcome(
-        text=text.attested(found, engine=args.engine, model=args.model, required=lines, paint=console.paint),
+        text=text.attested(
+            found,
+            engine=args.engine,
+            model=args.model,
+            required=lines,
+            every=console.verbose > 0,
+            paint=console.paint,
+        ),
         result=found.to_json(),
-        status=0 if (met if requirements else honest) else 1,
+        status=0 if fine else 1,
+        findings=found.findings,
     )
 
 

@@ -2,6 +2,8 @@
 
 Writes ENGINE, ENGINE.json (what it was built from and how) and ENGINE.log. The engine is strongly typed and carries
 detailed layer information, so that it can be attested. The builder runs in a process of its own.
+
+With --emit-script and without -o nothing is built: the script is for a machine that has the builder, and nothing else.
 """
 
 from __future__ import annotations
@@ -16,10 +18,12 @@ from fp8graph.cli.console import Console, Outcome
 from fp8graph.cli.groups import CustomOps, Model, Output, Policy, Shapes
 from fp8graph.cli.parser import Parser
 
-USAGE = "build MODEL -o ENGINE [--target T] [--plan P] [shapes] [options]"
+USAGE = "build MODEL -o ENGINE [--emit-script F] [--target T] [--plan P] [shapes] [options]"
 EXAMPLES = (
     "build m.fp8.onnx -o m.engine --target tensorrt-rtx --attest",
     "build m.fp8.onnx -o m.engine --min-shapes x:1x3x224x224 --opt-shapes x:8x3x224x224 --max-shapes x:32x3x224x224",
+    "build m.fp8.onnx -o m.engine --profile 0 --shapes x:1x3x224x224 --profile 1 --shapes x:32x3x224x224",
+    "build m.fp8.onnx --emit-script build_m.py --target tensorrt",
 )
 
 
@@ -51,17 +55,27 @@ def configure(parser: Parser) -> None:
     group.add_argument("--version-compatible", action="store_true", help="runs with later versions of the runtime, too")
     group.add_argument("--hardware-compatibility-level", metavar="LEVEL", help="runs on other chips, too")
     group.add_argument("--weight-streaming", action="store_true", help="weights may stay in host memory")
+    group.add_argument("--refit", action="store_true", help="weights can be replaced later")
+    parser.option(
+        group,
+        "--strip-weights",
+        action="store_true",
+        known_as=("--stripWeights",),
+        help="leave weights out: refit later",
+    )
     group.add_argument(
         "--builder-arg", type=values.pair, action="append", metavar="K=V", help="any other setting of the builder"
     )
-    Shapes.add(parser)
+    group.add_argument("--emit-script", metavar="F", help="a Python script that builds the same without fp8graph")
+    Shapes.add(parser, profiles=True)
 
 
 def run(args: argparse.Namespace, console: Console) -> Outcome:
     """Calls `fp8graph.flow.build`."""
     model = Model.read(args, "build")
-    output = Output.read(args, "build")
-    shapes = Shapes.read(args)
+    scripted = args.emit_script is not None and not args.output
+    output = {"output": None, "force": args.force} if scripted else Output.read(args, "build")
+    shapes = Shapes.read_profiles(args)
     from fp8graph import flow
 
     done = flow.build(
@@ -80,8 +94,11 @@ def run(args: argparse.Namespace, console: Console) -> Outcome:
         version_compatible=args.version_compatible,
         hardware_compatibility_level=args.hardware_compatibility_level,
         weight_streaming=args.weight_streaming,
+        refit=args.refit,
+        strip_weights=args.strip_weights,
         builder_args=dict(args.builder_arg) if args.builder_arg else None,
         custom_ops=args.custom_ops,
+        emit_script=args.emit_script,
         progress=console.progress,
     )
     attestation = done.attestation
@@ -94,8 +111,9 @@ def run(args: argparse.Namespace, console: Console) -> Outcome:
             "manifest": done.manifest,
             "attestation": None if attestation is None else attestation.to_json(),
         },
-        status=1 if attestation is not None and attestation.broken else 0,
+        status=1 if attestation is not None and not attestation.honest else 0,
         files=done.files,
+        findings=(*done.findings, *(attestation.findings if attestation is not None else ())),
     )
 
 
@@ -110,17 +128,18 @@ def _summary(args: argparse.Namespace, model: str, done: Any, console: Console) 
     from fp8graph.report import text
 
     engine, attestation = args.output, done.attestation
-    attest = f"python -m fp8graph attest {shlex.quote(engine)} --model {shlex.quote(model)}"
+    attest = f"python -m fp8graph attest {shlex.quote(engine or '')} --model {shlex.quote(model)}"
     if args.plan:
         attest += f" --plan {shlex.quote(args.plan)}"
     said = text.built(
-        engine=engine,
+        engine=engine or args.emit_script,
         model=model,
         chips=[str(chip) for chip in done.chips],
         builder=_builder(done.manifest),
         files=done.files,
         warnings=done.warnings,
-        next_command="" if attestation is not None else attest,
+        next_command="" if attestation is not None or not engine else attest,
+        profiles=done.manifest.get("profiles", ()),
         paint=console.paint,
     )
     if attestation is None:

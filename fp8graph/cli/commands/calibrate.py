@@ -1,6 +1,7 @@
 """Observes the ranges that a plan needs and writes them for later runs.
 
-`optimize --ranges` takes them instead of data, as often as you like. Random data is recorded as such.
+Give --plan, or the same --recipe, --target, --passes and selection as to `optimize` later: another plan needs other
+tensors. `optimize --ranges` takes the ranges instead of data, as often as you like. Random data is recorded as such.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import argparse
 
 from fp8graph.cli.console import Console, Outcome
-from fp8graph.cli.groups import Data, Model, Output, Policy
+from fp8graph.cli.groups import Data, Model, Output, Policy, Select
 from fp8graph.cli.parser import Parser
 
 USAGE = "calibrate MODEL -o R.json --data URI ... [options]"
@@ -25,7 +26,9 @@ def configure(parser: Parser) -> None:
     group.add_argument("--plan", metavar="FILE", help="observe only what this plan needs")
     Policy.recipe(parser, group)
     Policy.target(group)
+    Policy.passes(group)
     Data.add(parser)
+    Select.add(parser)
 
 
 def run(args: argparse.Namespace, console: Console) -> Outcome:
@@ -41,6 +44,8 @@ def run(args: argparse.Namespace, console: Console) -> Outcome:
         **output,
         **data,
         plan=args.plan,
+        **Select.read(args),
+        **Policy.read_passes(args),
         recipe=Policy.recipe_name(args),
         target=args.target,
         progress=console.progress,
@@ -49,7 +54,20 @@ def run(args: argparse.Namespace, console: Console) -> Outcome:
     values = getattr(done.ranges, "values", None)
     tensors = len(values) if values is not None else None
     return Outcome(
-        text=text.calibrated(model=model, tensors=tensors, samples=samples, files=done.files),
+        text=text.calibrated(
+            model=model, tensors=tensors, samples=samples, files=done.files, next_command=_next(args, model)
+        ),
         result={"ranges": args.output, "tensors": tensors, "samples": samples},
         files=done.files,
     )
+
+
+def _next(args: argparse.Namespace, model: str) -> str:
+    """`optimize` with what the ranges were observed for."""
+    import shlex
+
+    words = ["optimize", model, "-o", "OUT", "--ranges", args.output]
+    for option in ("plan", "recipe", "target"):
+        if value := getattr(args, option):
+            words += [f"--{option}", value]
+    return "python -m fp8graph " + shlex.join([*words, *Select.typed(args)])

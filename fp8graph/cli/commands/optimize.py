@@ -7,8 +7,6 @@ without data.
 from __future__ import annotations
 
 import argparse
-import shlex
-from pathlib import Path
 from typing import Any
 
 from fp8graph.cli.console import Console, Outcome
@@ -34,8 +32,7 @@ def configure(parser: Parser) -> None:
     )
     group.add_argument("--ranges", metavar="FILE", help="take ranges from `calibrate` instead of observing anew")
     group.add_argument("--plan-only", action="store_true", help="write OUT.plan.json and stop")
-    group.add_argument("--passes", action="append", metavar="'A,B{X=2}'", help="append these passes to the recipe's")
-    group.add_argument("--pass-file", metavar="F.py:CLASS", help="run a pass of your own")
+    Policy.passes(group)
     group.add_argument("--allow-unquantized", action="store_true", help='"nothing to do" is status 0')
     group.add_argument("--verify", action="store_true", help="check the model after every pass")
     group.add_argument("--no-compare", action="store_true", help="do not compare OUT with MODEL at the end")
@@ -61,8 +58,7 @@ def run(args: argparse.Namespace, console: Console) -> Outcome:
         plan=args.plan,
         ranges=args.ranges,
         plan_only=args.plan_only,
-        passes=",".join(args.passes) if args.passes else None,
-        pass_file=args.pass_file,
+        **Policy.read_passes(args),
         allow_unquantized=args.allow_unquantized,
         verify=args.verify,
         compare=not args.no_compare,
@@ -115,12 +111,17 @@ def _summary(args: argparse.Namespace, model: str, plan_path: str | None, done: 
 
 def _size(model: str) -> int | None:
     """Bytes of the model and of a data file beside it that is called like it."""
+    from pathlib import Path
+
     path = Path(model)
     found = [one for one in (path, Path(f"{path}.data"), Path(f"{path}_data")) if one.is_file()]
     return sum(one.stat().st_size for one in found) or None
 
 
 def _next(args: argparse.Namespace, model: str, plan_path: str | None, plan: Any) -> str:
+    import shlex
+    from pathlib import Path
+
     from fp8graph.data import target
 
     out = shlex.quote(args.output)
@@ -130,4 +131,15 @@ def _next(args: argparse.Namespace, model: str, plan_path: str | None, plan: Any
     if not target.load(plan.target).builder:
         return f"python -m fp8graph compare {shlex.quote(model)} {out} --data FILE"
     engine = shlex.quote(str(Path(args.output).with_suffix(".engine")))
-    return f"python -m fp8graph build {out} -o {engine} --target {plan.target} --attest"
+    return f"python -m fp8graph build {out} -o {engine} --target {_buildable(plan.target)} --attest"
+
+
+def _buildable(asked: str) -> str:
+    """The target as `build` takes it on this machine: without a GPU of its own it wants chips to be named."""
+    from fp8graph.data import target
+    from fp8graph.engines import probe
+
+    aim = target.load(asked)
+    if ":" in asked or aim.builder == "tensorrt" or probe.devices():  # tensorrt builds for the machine's GPU alone
+        return asked
+    return f"{asked}:{'+'.join(aim.chips)}" if aim.chips else asked

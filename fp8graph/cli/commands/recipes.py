@@ -35,10 +35,9 @@ def run(args: argparse.Namespace, console: Console) -> Outcome:
     one = recipe.load(name)
     if args.verb == "show":
         return Outcome(text=_source(name).rstrip(), result={"recipe": one.to_json()})
-    from fp8graph.core import registry
+    from fp8graph.core import policy
 
-    for step in (*one.rules, *one.passes):
-        registry.entry(step)
+    policy.steps(one)
     return Outcome(
         text=f"{name} is a valid recipe, called '{one.name}'", result={"recipe": one.to_json(), "valid": True}
     )

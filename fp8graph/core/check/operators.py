@@ -1,0 +1,82 @@
+"""Operators that a target does not import, or does not build in the type they have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx
+import onnx_ir as ir
+
+from fp8graph.core.check.look import Found, Look
+from fp8graph.core.reading import ONNX, attribute, given, is_dequantizer, is_quantizer
+from fp8graph.graph import tensors, walk
+
+_MICROSOFT = ("com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc")
+_HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+def find(look: Look) -> Iterator[Found]:
+    """All rules of this file."""
+    if not look.table.engine:
+        return
+    for place in look.places:
+        yield from _imported(look, place)
+        if place.node.op_type == "Attention" and place.node.domain in ONNX:
+            yield from _attention(look, place)
+        yield from _typed(look, place)
+
+
+def _imported(look: Look, place: walk.Place) -> Iterator[Found]:
+    node, table = place.node, look.table
+    if is_quantizer(node) or is_dequantizer(node) or node.op_identifier() in look.model.functions:
+        return
+    for row in table.refused:
+        if node.op_type in row.ops and (node.domain or "") in (row.domain, "ai.onnx"):
+            text = f"{node.op_type} is refused: {row.text}"
+            do = f"replace it in the model (source: {row.source})"
+            yield look.found("FG328", place, text, do, "error")
+            return
+    if node.domain in ONNX or node.op_type.startswith("TRT_") or onnx.defs.has(node.op_type):
+        return
+    if node.domain in _MICROSOFT and table.microsoft is not None and node.op_type not in table.microsoft:
+        text = (
+            f"{node.op_type} is ONNX Runtime's own ({node.domain}), and {look.target.name} does not import it"
+        )
+        do = "take the model as it was before ONNX Runtime optimised it"
+        yield look.found("FG328", place, text, do, "error")
+    elif node.domain not in _MICROSOFT:
+        text = f"{node.domain}::{node.op_type} is no operator of ONNX: the build needs a library with it"
+        yield look.found("FG328", place, text, "build MODEL -o ENGINE --custom-ops LIB.so")
+
+
+def _attention(look: Look, place: walk.Place) -> Iterator[Found]:
+    """The operator Attention has to be a fused kernel: what that cannot do is refused."""
+    node = place.node
+    dtype = look.reading.dtype(given(node, 0))
+    why = ""
+    if sum(bool(value.name) for value in node.outputs) > 1:
+        why = "it has more than one output"
+    elif any(given(node, slot) is not None for slot in (4, 5)):
+        why = "it has past keys and values as inputs"
+    elif (cap := node.attributes.get("softcap")) is not None and not cap.is_ref() and cap.as_float():
+        why = "it has a softcap"
+    elif attribute(node, "softmax_precision"):
+        why = "it has a softmax_precision"
+    elif not attribute(node, "TRT_decomposable") and dtype is not None and dtype not in _HALF:
+        why = f"there is no fused kernel in {tensors.FLOATS.get(dtype, dtype.name.lower())}"
+    if why:
+        do = "write it as MatMul, Softmax and MatMul: `optimize` does so, also with --allow-unquantized"
+        yield look.found("FG327", place, f"Attention cannot be built: {why}", do, "error")
+
+
+def _typed(look: Look, place: walk.Place) -> Iterator[Found]:
+    node = place.node
+    if node.domain not in ONNX or not look.target.types:
+        return
+    kinds = {look.reading.dtype(value) for value in (*node.outputs, given(node, 0))}
+    for dtype in kinds - {None}:
+        row = look.target.untyped(node.op_type, tensors.FLOATS.get(dtype, "")) if dtype is not None else None
+        if row is not None:
+            do = "optimize MODEL -o OUT --high-precision-dtype fp16"
+            yield look.found("FG336", place, f"{node.op_type} is not built in this type: {row.text}", do, "error")
+            return

@@ -1,0 +1,27 @@
+"""Products that will not run as their Q/DQ say: the forecast, told op by op."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from fp8graph.core.check.look import Found, Look
+from fp8graph.core.reading import is_dequantizer
+
+
+def find(look: Look) -> Iterator[Found]:
+    """Each reason for which a product's forecast is not what its Q/DQ promise.
+
+    A model that quantizes weights alone means it: that its products run in high precision is then no warning.
+    """
+    weights_alone = not any(
+        look.reading.source(place.node) is not None and not look.reading.constant(place.node.outputs[0])
+        for place in look.pairs
+        if is_dequantizer(place.node)
+    )
+    for place in look.places:
+        for item in look.prophet.reasons(place.node) if place.node in look.forecasts else ():
+            if item.verdict == "storage" and weights_alone:
+                item = replace(item, severity="info")
+            if not (look.planned and item.code == "FG314"):
+                yield look.found(item.code, place, item.text, item.do, item.severity)

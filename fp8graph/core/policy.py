@@ -1,0 +1,53 @@
+"""What a recipe names, made: the one check that planning and `recipes validate` hold a recipe to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fp8graph.base.errors import UsageError
+from fp8graph.base.names import OpPattern, did_you_mean
+from fp8graph.core import registry
+from fp8graph.core.passes import PlanRule, Repair, RewritePass
+from fp8graph.core.planner import COMPUTE
+from fp8graph.data.recipe import Recipe
+
+
+def steps(recipe: Recipe) -> tuple[list[PlanRule], list[RewritePass | Repair]]:
+    """The recipe's rules and passes, in its order.
+
+    Raises UsageError FG140 (an op type without operands in FP8, a name of the wrong kind), FG113 (a name that is
+    unknown), FG109 (a pattern that cannot be read).
+    """
+    where = f"recipe {recipe.name}"
+    for op_type in recipe.ops:
+        if op_type not in COMPUTE:
+            raise UsageError(
+                f"the recipe quantizes {op_type}, which has no two operands that can be in FP8",
+                where=f"{where}: quantize.ops",
+                why=f"those that have are {', '.join(COMPUTE)}",
+                do=did_you_mean(op_type, COMPUTE),
+                code="FG140",
+            )
+    for text in (text for line in recipe.keep for text in line.ops):
+        try:
+            OpPattern(text)
+        except ValueError as error:
+            raise UsageError(
+                "a pattern cannot be read", where=f"{where}: keep.ops", why=str(error), do="mend it", code="FG109"
+            ) from error
+    rules = [_made(name, f"{where}: rules", {"rule": PlanRule}) for name in recipe.rules]
+    passes = [_made(name, f"{where}: passes", {"pass": RewritePass, "repair": Repair}) for name in recipe.passes]
+    return rules, passes
+
+
+def _made(name: str, where: str, kinds: Mapping[str, type]) -> Any:
+    made = registry.create(name)
+    if not isinstance(made, tuple(kinds.values())):
+        raise UsageError(
+            f"'{name}' is no {' or '.join(kinds)}",
+            where=where,
+            do="`python -m fp8graph passes` lists what each is",
+            code="FG140",
+        )
+    return made

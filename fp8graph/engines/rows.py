@@ -1,0 +1,72 @@
+"""What a target's table says of every product of a model, what was to be expected, and which make its outputs."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from fp8graph.core.facts import Facts
+from fp8graph.core.forecast import forecast
+from fp8graph.data.attestation import HIGH
+from fp8graph.data.plan import Shapes
+from fp8graph.data.target import Target
+from fp8graph.graph import protos, walk
+
+SIZED = ("Conv", "Gemm", "MatMul")
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_FORMAT = "e4m3fn"
+_PRODUCTS = (*SIZED, "ConvTranspose", "Einsum", "Attention", "TRT_QuantizedAttention")
+
+
+def facts_under(model: ir.Model, shapes: Shapes) -> Facts:
+    """The facts that rows ask for, under the least of `shapes`, where legality is tightest, as planning asks."""
+    valued = walk.shape_inputs(model)
+    least = {name: profile.min for name, profile in shapes.items() if name not in valued}
+    try:
+        inferred = protos.concrete_shapes(model, least) if least else {}
+    except Exception:  # onnx raises many types; rows that ask for sizes then do not apply
+        inferred = {}
+    return Facts(model, inferred)
+
+
+def statuses(model: ir.Model, target: Target, facts: Facts) -> dict[str, str]:
+    """Status of the row for FP8 of every Conv, Gemm and MatMul on floating tensors, by op key."""
+    found: dict[str, str] = {}
+    for place in walk.walk(model):
+        node = place.node
+        if node.op_type in SIZED and node.domain in ("", "ai.onnx") and len(node.inputs) >= 2:
+            types = [value.dtype for value in node.inputs[:2] if value is not None]
+            if all(dtype is None or dtype in _FLOATS for dtype in types):
+                half = any(dtype in _FLOATS[1:] for dtype in types)
+                found[place.key] = target.row(node.op_type, _FORMAT, facts.of(node, half=half)).status
+    return found
+
+
+def forecasts(model: ir.Model, target: Target, facts: Facts) -> dict[int, str]:
+    """What was to be expected of every product before the build, by id() of its node, in the words of verdicts."""
+    return {
+        id(node): HIGH if said.verdict == "none" else said.verdict
+        for node, said in forecast(model, target, facts).items()
+    }
+
+
+def heads(model: ir.Model) -> set[int]:
+    """id() of every product behind which there is no other one: it makes an output of the model.
+
+    Followed from each product upwards, out of bodies to what their owners read, and into the bodies of what it reads.
+    """
+    owners = {id(body): place.node for place in walk.walk(model) for _, body in walk.bodies(place.node)}
+    products = [place.node for place in walk.walk(model) if place.node.op_type in _PRODUCTS]
+    waiting = [value for node in products for value in node.inputs if value is not None]
+    seen: set[int] = set()
+    before: set[int] = set()
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        maker = value.producer() or owners.get(id(value.graph))
+        if maker is not None:
+            before.add(id(maker))
+            waiting += [each for each in maker.inputs if each is not None]
+            waiting += [output for _, body in walk.bodies(maker) for output in body.outputs]
+    return {id(node) for node in products if id(node) not in before}

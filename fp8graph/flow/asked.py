@@ -1,0 +1,103 @@
+"""What callers of the functions give, held to what it can be: a wrong type is UsageError FG100 as a wrong option is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fp8graph.base.errors import UsageError
+from fp8graph.base.progress import SILENT, Progress
+from fp8graph.data.plan import Profile
+from fp8graph.data.recipe import Recipe
+
+_SHAPE = "write {'x': (1, 3, 224, 224)}, or fp8graph.Profile(min, opt, max) for a range"
+
+
+def path(given: Any, name: str) -> Path | None:
+    """A path as it was given; None stays None."""
+    if given is None:
+        return None
+    if isinstance(given, (str, os.PathLike)) and str(given):
+        return Path(given)
+    raise wrong(name, given, "a path")
+
+
+def texts(given: Any, name: str) -> tuple[str, ...] | None:
+    """Several texts, or one; None stays None."""
+    if given is None:
+        return None
+    if isinstance(given, str):  # one pattern, not its letters
+        return (given,)
+    if isinstance(given, Sequence | set | frozenset) and all(isinstance(item, str) for item in given):
+        return tuple(given)
+    raise wrong(name, given, "a text, or a list of texts")
+
+
+def files(given: Any, name: str) -> tuple[str, ...]:
+    """Absolute paths of several files, or of one."""
+    if isinstance(given, (str, os.PathLike)):
+        given = [given]
+    if given is not None and not isinstance(given, Sequence):
+        raise wrong(name, given, "a list of paths")
+    return tuple(str(made.absolute()) for item in given or () if (made := path(item, name)) is not None)
+
+
+def whole(given: Any, name: str, least: int = 1) -> int | None:
+    """A whole number of at least `least`; None stays None."""
+    if given is None or (isinstance(given, int) and not isinstance(given, bool) and given >= least):
+        return given
+    raise wrong(name, given, f"a whole number of at least {least}")
+
+
+def shapes(given: Any) -> dict[str, Profile] | None:
+    """Profiles by input. A shape alone stands for least, usual and largest; None or nothing stays None."""
+    if given is None:
+        return None
+    if not isinstance(given, Mapping):
+        raise wrong("shapes", given, "a mapping of shapes by input name", _SHAPE)
+    return {str(name): _profile(str(name), shape) for name, shape in given.items()} or None
+
+
+def _profile(name: str, shape: Any) -> Profile:
+    if isinstance(shape, Profile):
+        return shape
+    if isinstance(shape, Sequence) and not isinstance(shape, str):
+        if all(isinstance(size, int) and not isinstance(size, bool) for size in shape):
+            return Profile(tuple(shape), tuple(shape), tuple(shape))
+        if len(shape) == 3 and all(isinstance(part, Sequence) and not isinstance(part, str) for part in shape):
+            return Profile(*(_profile(name, part).opt for part in shape))
+    raise wrong(f"shapes['{name}']", shape, "a shape or a Profile", _SHAPE)
+
+
+def progress(given: Any) -> Progress:
+    """Something with `start`, `step` and `done`; None is silence."""
+    if given is None:
+        return SILENT
+    if all(callable(getattr(given, part, None)) for part in ("start", "step", "done")):
+        told: Progress = given
+        return told
+    raise wrong("progress", given, "an object with start, step and done", "see fp8graph.base.progress.Progress")
+
+
+def text(given: Any, name: str) -> str | None:
+    """A text, or a path as one; None stays None."""
+    if given is None or isinstance(given, str):
+        return given
+    if isinstance(given, os.PathLike):
+        return str(given)
+    raise wrong(name, given, "a name")
+
+
+def recipe(given: Any) -> str | Recipe | None:
+    """A recipe, or its name or file."""
+    return given if isinstance(given, Recipe) else text(given, "recipe")
+
+
+def wrong(name: str, given: Any, wanted: str, do: str = "") -> UsageError:
+    """The error for an argument of another kind."""
+    shown = f"{given!r:.60}" if isinstance(given, (str, int, float, tuple, list)) else f"a {type(given).__name__}"
+    return UsageError(
+        f"{name} cannot be {shown}", where=name, why=f"it takes {wanted}", do=do or f"give {wanted}", code="FG100"
+    )

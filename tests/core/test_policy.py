@@ -1,0 +1,45 @@
+"""`recipes validate` and `optimize` refuse the same recipes, with the same words."""
+
+from __future__ import annotations
+
+import json
+
+import onnx
+import pytest
+
+from fp8graph.cli.main import main
+from fp8graph.data import recipe
+from tests.small import model
+
+CHANGES = {  # text of the default recipe, what it becomes, code, what is said
+    "unknown pass": ('"fold-constants"', '"fold-nothing"', "FG113", "no pass 'fold-nothing'"),
+    "unknown rule": ('"keep-router"', '"keep-nothing"', "FG113", "no pass 'keep-nothing'"),
+    "rule among passes": ('"fold-constants"', '"keep-router"', "FG140", "'keep-router' is no pass or repair"),
+    "pass among rules": ('"keep-router"', '"insert-qdq"', "FG140", "'insert-qdq' is no rule"),
+    "unknown format": ('format = "e4m3fn"', 'format = "e4m3"', "FG140", "'e4m3' is none of"),
+    "activations per channel": ('per = "tensor"', 'per = "channel"', "FG140", "'channel' is none of tensor"),
+    "an op without operands": ('"Conv", "Gemm"', '"Relu"', "FG140", "quantizes Relu"),
+    "a pattern": ("[high]", '[[keep]]\nops = ["re:("]\nwhy = "x"\n[high]', "FG109", "a pattern cannot be read"),
+}
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_both_refuse_a_recipe_alike(case, tmp_path, monkeypatch, capsys):
+    old, new, code, says = CHANGES[case]
+    monkeypatch.chdir(tmp_path)
+    assert main(["recipes", "show", "fp8-default"]) == 0
+    text = capsys.readouterr().out
+    assert old in text
+    (tmp_path / "mine.toml").write_text(text.replace(old, new, 1))
+    onnx.save(model("(float[2,8] x, float[8,4] w) => (float[2,4] y) { y = MatMul(x, w) }"), "m.onnx")
+    told = []
+    for words in (["recipes", "validate", "mine.toml"], ["optimize", "m.onnx", "-o", "o.onnx", "--recipe", "mine.toml"]):
+        assert main([*words, "--json"]) == 2
+        told.append(json.loads(capsys.readouterr().out)["error"])
+    assert told[0] == told[1] and told[0]["code"] == code and says in told[0]["what"]
+
+
+def test_every_packaged_recipe_is_valid(capsys):
+    for name in recipe.names():
+        assert main(["recipes", "validate", name]) == 0
+    capsys.readouterr()
