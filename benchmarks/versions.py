@@ -54,7 +54,9 @@ def row(version: str, model: str, path: Path, folder: Path, target: str) -> str:
     engine = folder / f"{model}-{version}.engine"
     built = fp8graph("build", str(folder / f"{model}.onnx"), "-o", str(engine), "--target", target, path=path)
     if built["error"]:
-        return f"| {version} | {model} | status {built['status']}: {built['error']['why'] or built['error']['what']} | |"
+        return (
+            f"| {version} | {model} | status {built['status']}: {built['error']['why'] or built['error']['what']} | |"
+        )
     made = built["result"]["manifest"]["builder"]["version"]
     assert made == version, f"{made} has built, not {version}"
     attested = fp8graph("attest", str(engine), "--model", str(folder / f"{model}.onnx"))

@@ -3,7 +3,8 @@
     python samples/build_engine.py samples/digits/vit.onnx --data samples/digits/calibration.npz -o vit.engine
     python samples/build_engine.py m.onnx --data calib.npz --chips sm89 sm120 --max-batch 32 -o m.engine
 
-Writes ENGINE with its manifest and log, and beside them the FP8 model with its plan. No GPU is used.
+Writes ENGINE with its manifest and log, and beside them the FP8 model with its plan. No GPU is used. With --script also
+a Python script that builds the same engine from the FP8 model, for a machine without fp8graph.
 
 status 0  every op that was planned in FP8 is attested in FP8, for all chips
        1  not so, or nothing can be quantized: read what is printed
@@ -71,7 +72,14 @@ def build(args: argparse.Namespace, progress: Lines) -> fp8graph.Attestation:
     for finding in done.findings:
         print(f"{finding.code} {finding.severity}: {finding.op} {finding.text}", file=sys.stderr)
     # Target and shapes come from the plan that was written beside the model.
-    built = fp8graph.build(quantized, output=args.output, timeout=args.timeout, force=args.force, progress=progress)
+    built = fp8graph.build(
+        quantized,
+        output=args.output,
+        emit_script=args.script,
+        timeout=args.timeout,
+        force=args.force,
+        progress=progress,
+    )
     for warning in built.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     for file in (*done.files, *built.files):
@@ -88,6 +96,7 @@ def main() -> int:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="ENGINE")
     parser.add_argument("--max-batch", type=int, help="batches of 1 to this; without it: as calibration saw them")
     parser.add_argument("--high-precision-dtype", choices=("keep", "fp16", "bf16", "fp32"), default="fp16")
+    parser.add_argument("--script", type=Path, metavar="F", help="write a build script, too")
     parser.add_argument("--timeout", type=float, help="seconds that the builder may take")
     parser.add_argument("--force", action="store_true", help="overwrite files that exist")
     args = parser.parse_args()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +17,7 @@ from fp8graph.base.errors import BackendError, InputError, UsageError
 
 # A kill can leave a folder of this name beside the output; the next save there removes it.
 _STAGING = ".fp8graph-"
+_LARGEST_TEXT = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,6 @@ class WrittenFile:
 
 def sha256_of(path: Path) -> str:
     """Hex digest of a file, read in pieces."""
-    import hashlib  # here and below: `--help` needs neither this nor temporary folders
-
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -87,13 +89,25 @@ def check_writable(output: Path, *, force: bool, inputs: Sequence[Path] = (), al
 def read_text(path: Path, what: str) -> str:
     """The text of a small input file. Raises InputError where it is missing, too large or no UTF-8 text."""
     try:
-        if path.stat().st_size > 1 << 30:
-            raise InputError(f"{what} is larger than 1 GiB", where=str(path), code="FG111")
+        if (size := path.stat().st_size) > _LARGEST_TEXT:
+            why = f"it has {size} bytes, and {_LARGEST_TEXT} are read at most"
+            do = f"give {what}, which is never so large"
+            raise InputError(f"{what} is larger than 1 GiB", where=str(path), why=why, do=do, code="FG111")
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise InputError(f"{what} does not exist", where=str(path), code="FG111") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{what} cannot be read", where=str(path), why=str(error), code="FG111") from error
+        raise InputError(
+            f"{what} does not exist", where=str(path), why="there is no such file", do="check the path", code="FG111"
+        ) from error
+    except UnicodeDecodeError as error:
+        do = f"give {what}, which is a text file"
+        raise InputError(
+            f"{what} cannot be read", where=str(path), why=f"it is no UTF-8 text: {error.reason}", do=do, code="FG111"
+        ) from error
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise InputError(
+            f"{what} cannot be read", where=str(path), why=why, do="check the path and its permissions", code="FG111"
+        ) from error
 
 
 def _sync(path: Path) -> None:
@@ -109,9 +123,6 @@ def staged(output: Path) -> Iterator[Path]:
     whoever sees the output sees what belongs to it. A full disk or a missing permission is a BackendError, and
     leaves nothing.
     """
-    import shutil
-    import tempfile
-
     prefix = f"{_STAGING}{output.name}-"
     folder: Path | None = None
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import os
 import re
 from collections.abc import Iterable
 
@@ -12,13 +11,19 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name most like `name`, or None where none is near."""
     import difflib  # only for messages
 
-    close = difflib.get_close_matches(name, sorted(known), n=8, cutoff=0.5)
+    names = sorted(known)
+    for other in names:
+        if other.casefold() == name.casefold():
+            return other
+    close = difflib.get_close_matches(name, names, n=8, cutoff=0.5)
     if not close:
         return None
 
     def like(other: str) -> tuple[float, int]:
         """How alike it is; of two equally alike the one that begins alike."""
-        return difflib.SequenceMatcher(None, other, name).ratio(), len(os.path.commonprefix([name, other]))
+        pairs = enumerate(zip(name, other, strict=False))
+        begins = next((place for place, (a, b) in pairs if a != b), min(len(name), len(other)))
+        return difflib.SequenceMatcher(None, other, name).ratio(), begins
 
     return max(close, key=like)
 

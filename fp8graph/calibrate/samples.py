@@ -15,7 +15,7 @@ import onnx_ir as ir
 from fp8graph.base.errors import InputError
 from fp8graph.base.findings import Notes
 from fp8graph.calibrate.readers import npz, random
-from fp8graph.calibrate.readers.arrays import Array, InputSpec, cut, feeds
+from fp8graph.calibrate.readers.arrays import Array, InputSpec, count_of, cut, feeds
 from fp8graph.graph import tensors
 
 DEFAULT_RANDOM = 8
@@ -42,6 +42,42 @@ def input_specs(model: ir.Model) -> list[InputSpec]:
     return specs
 
 
+def check_alike(a: ir.Model, b: ir.Model, where: str) -> None:
+    """Raises InputError FG107 where two models cannot be run on the same samples, with the inputs of both."""
+    left, right = ({spec.name: spec for spec in input_specs(model)} for model in (a, b))
+    for name in (*left, *right):
+        one, other = left.get(name), right.get(name)
+        if one is None or other is None:
+            has, lacks = ("the first", "the second") if other is None else ("the second", "the first")
+            needed = (one or other or InputSpec("", None, None)).required
+            what = f"{has} model has an input '{name}', {lacks} has none" if needed or other is None else ""
+        elif one.dtype != other.dtype:
+            what = f"the input '{name}' is {one.dtype} in the first model, {other.dtype} in the second"
+        else:
+            clash = one.dims is not None and other.dims is not None and not _fit(one.dims, other.dims)
+            what = f"the input '{name}' has another shape in the second model" if clash else ""
+        if what:
+            raise InputError(
+                what,
+                where=where,
+                why=f"inputs of the first: {_listed(left)}; of the second: {_listed(right)}",
+                do="compare models with the same inputs: python -m fp8graph inspect MODEL lists them",
+                code="FG107",
+            )
+
+
+def _fit(one: tuple[int | None, ...], other: tuple[int | None, ...]) -> bool:
+    return len(one) == len(other) and all(None in pair or len(set(pair)) == 1 for pair in zip(one, other, strict=True))
+
+
+def _listed(specs: Mapping[str, InputSpec]) -> str:
+    shown = []
+    for spec in specs.values():
+        dims = "x".join("?" if d is None else str(d) for d in spec.dims) if spec.dims is not None else "of unknown rank"
+        shown.append(f"{spec.name} {spec.dtype} {dims}".rstrip())
+    return ", ".join(shown) or "none"
+
+
 def open_samples(
     data: Any, model: ir.Model, notes: Notes, *, samples: int | None = None, batch: int | None = None, seed: int = 0
 ) -> Samples:
@@ -52,7 +88,10 @@ def open_samples(
     InputError FG107 (does not fit the model) or FG108 (cannot be read).
     """
     specs = input_specs(model)
+    if isinstance(data, (str, Path)):
+        data = [data]
     label, read = _reader(data, specs, notes, samples, batch, seed)
+    total = _total(data, specs, batch, samples)
 
     def limited() -> Iterator[dict[str, Array]]:
         empty = True
@@ -62,7 +101,44 @@ def open_samples(
         if empty:
             raise InputError("the data holds no sample", where=label, do="give at least one", code="FG107")
 
-    return Samples(label, limited, samples)
+    return Samples(label, limited, total if samples is None or total is None else min(total, samples))
+
+
+def _total(data: Any, specs: list[InputSpec], batch: int | None, samples: int | None) -> int | None:
+    """How many samples there are, as far as that is known without reading any: for progress, never for a decision."""
+    try:
+        if isinstance(data, Mapping):
+            return _count({str(name): np.asarray(array).shape for name, array in data.items()}, specs, batch)
+        if not isinstance(data, Sequence):
+            return None
+        if not all(isinstance(item, (str, Path)) for item in data):
+            return len(data)
+        if [str(item) for item in data] == ["random"]:
+            return samples or DEFAULT_RANDOM
+        return sum(_count(shapes, specs, batch) for item in data for shapes in _shapes(Path(item), specs))
+    except Exception:  # reading it will say what is wrong
+        return None
+
+
+def _shapes(path: Path, specs: list[InputSpec]) -> Iterator[dict[str, tuple[int, ...]]]:
+    """The shapes by input of each set of arrays that a path holds."""
+    if path.suffix == ".npy":
+        yield {next(spec.name for spec in specs if spec.required): npz.shapes(path)[path.stem]}
+    elif not path.is_dir():
+        yield npz.shapes(path)
+    else:
+        files = npz.files_in(path)
+        yield {file.stem: npz.shapes(file)[file.stem] for file in files if file.suffix == ".npy"}
+        yield from (npz.shapes(file) for file in files if file.suffix == ".npz")
+
+
+def _count(shapes: Mapping[str, tuple[int, ...]], specs: list[InputSpec], batch: int | None) -> int:
+    if not shapes:
+        return 0
+    kinds = {spec.name: spec.dtype for spec in specs}
+    # Arrays of these shapes that hold one element each, whatever their size.
+    views = {name: np.broadcast_to(np.zeros((), kinds.get(name)), shape) for name, shape in shapes.items()}
+    return count_of(cut(views, specs, "", batch))
 
 
 def files_of(data: Any) -> list[Path]:
@@ -75,8 +151,6 @@ def files_of(data: Any) -> list[Path]:
 def _reader(
     data: Any, specs: list[InputSpec], notes: Notes, samples: int | None, batch: int | None, seed: int
 ) -> tuple[str, Callable[[], Iterator[dict[str, Array]]]]:
-    if isinstance(data, (str, Path)):
-        data = [data]
     if isinstance(data, Mapping):
         arrays = {str(name): np.asarray(array) for name, array in data.items()}
         return f"arrays {_digest(arrays)}", lambda: _cut_feeds("the arrays given", arrays, specs, notes, batch)
@@ -103,7 +177,8 @@ def _reader(
         held = list(data)
         return "feeds", lambda: _checked(held, specs)
     raise InputError(
-        f"a {type(data).__name__} is no data",
+        f"{data!r:.60} is no data",
+        why=f"it is of type {type(data).__name__}",
         do="give a path, arrays by input name, or an iterable of feeds",
         code="FG108",
     )

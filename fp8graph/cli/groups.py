@@ -139,9 +139,19 @@ class Data:
             help=".npz, .npy, a folder of them, or random",
         )
         parser.option(
-            group, "--samples", type=values.whole(1), metavar="N", known_as=("--iterations",), help="at most N samples: what the model takes in one run is one"
+            group,
+            "--samples",
+            type=values.whole(1),
+            metavar="N",
+            known_as=("--iterations",),
+            help="at most N samples: what the model takes in one run is one",
         )
-        group.add_argument("--batch", type=values.whole(1), metavar="N", help="N rows of each array in a sample, where that is free (1)")
+        group.add_argument(
+            "--batch",
+            type=values.whole(1),
+            metavar="N",
+            help="N rows of each array in a sample, where that is free (1)",
+        )
         group.add_argument("--seed", type=values.whole(), default=0, metavar="N", help="for random data (0)")
         CustomOps.add(parser, group)
 
@@ -225,7 +235,7 @@ class Select:
                 words.append(option)
             elif isinstance(value, tuple):
                 words += [option, *value]
-            elif value and not (name, value) in (("attention", "auto"), ("kv_cache", "keep")):
+            elif value and (name, value) not in (("attention", "auto"), ("kv_cache", "keep")):
                 words += [option, str(value)]
         return words
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -62,7 +61,7 @@ def refuse_taken(args: argparse.Namespace) -> None:
         elif option in ("a", "b") and not named[0].exists():
             named = [Path(text.rpartition("@")[0] or text)]
         for path in named:
-            if same_file(log, path) or os.path.abspath(log) == os.path.abspath(path):
+            if same_file(log, path) or log.absolute() == path.absolute():
                 raise UsageError(
                     "the log file is one that this command reads or writes",
                     where=f"--log-file {args.log_file}",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import importlib
-import os
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -84,8 +83,10 @@ def _module(command: str) -> ModuleType:
 
 
 def _is_somewhere() -> bool:
+    from pathlib import Path
+
     try:
-        os.getcwd()
+        Path.cwd()
     except OSError:
         return False
     return True

@@ -36,11 +36,11 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.kv_cache not in ("keep", "fp8"):
-            raise UsageError(f"--kv-cache takes keep or fp8, not '{self.kv_cache}'", where="--kv-cache", code="FG100")
+            what = f"--kv-cache takes keep or fp8, not '{self.kv_cache}'"
+            raise UsageError(what, where="--kv-cache", do="choose keep or fp8", code="FG100")
         if self.attention not in ("auto", "off", "must-fuse"):
-            raise UsageError(
-                f"--attention takes auto, off or must-fuse, not '{self.attention}'", where="--attention", code="FG100"
-            )
+            what = f"--attention takes auto, off or must-fuse, not '{self.attention}'"
+            raise UsageError(what, where="--attention", do="choose auto, off or must-fuse", code="FG100")
         if self.high_precision_dtype not in (None, "keep", "fp32", "fp16", "bf16"):
             raise UsageError(
                 f"'{self.high_precision_dtype}' is no high-precision type",
@@ -102,12 +102,13 @@ class Selection:
         for where, patterns in groups:
             for pattern in patterns:
                 if not any(pattern.matches(*op) for op in ops):
-                    known = {key for key, _, _ in ops} | {name for _, name, _ in ops if name}
+                    typed = pattern.kind == "type"
+                    known = {kind for _, _, kind in ops} if typed else {n for key, name, _ in ops for n in (key, name)}
                     raise UsageError(
                         f"the pattern '{pattern.text}' matches no op",
                         where=where,
-                        why="it is held against op keys and node names",
-                        do=did_you_mean(pattern.body, known),
+                        why=f"it is held against {'op types' if typed else 'op keys and node names'}",
+                        do=did_you_mean(pattern.body, known - {""}),
                         code="FG109",
                     )
         known_types = {op_type for _, _, op_type in ops}

@@ -24,13 +24,12 @@ def costs(model: ir.Model, plan: Plan, target: Target, profiles: Sequence[Shapes
 
     A warning FG320 for each quantized op that a row now judges worse, or that loses a bound of its good row; a note
     FG321 for each op kept because of the plan's shapes that these would allow. `model` is what `optimize` wrote with
-    the plan; it is changed (its Q/DQ are bridged), so give a copy that nobody needs.
+    the plan.
     """
     other = [shapes for shapes in profiles if _least(shapes) != _least(plan.shapes)]
     if not other:
         return []
     nodes = {place.key: place.node for place in walk.walk(model)}
-    _bridge(model)
     planned = _facts(model, plan.shapes)
     found: dict[tuple[str, str], Finding] = {}
     for shapes in other:
@@ -87,15 +86,3 @@ def _facts(model: ir.Model, shapes: Mapping[str, Profile]) -> Facts:
     valued = walk.shape_inputs(model)
     least = {name: profile.min for name, profile in shapes.items() if name not in valued}
     return Facts(model, protos.concrete_shapes(model, least) if least else {})
-
-
-def _bridge(model: ir.Model) -> None:
-    """Takes every pair Q, DQ out of the way, so that the graph is seen as planning saw it."""
-    for place in list(walk.walk(model)):
-        node = place.node
-        source = (
-            node.inputs[0].producer() if node.op_type == "DequantizeLinear" and node.inputs[0] is not None else None
-        )
-        if source is not None and source.op_type == "QuantizeLinear" and source.inputs[0] is not None:
-            for user, slot in list(node.outputs[0].uses()):
-                user.replace_input_with(slot, source.inputs[0])

@@ -106,7 +106,7 @@ class _Planner:
             return kept.kept(Reason("FG304", f"target {self.target.name}: {row.source}", row.text))
         per_tensor = row.weights == "tensor" or self.recipe.weights.per == "tensor"
         inputs = {slot: self._quant(op, slot, per_tensor=per_tensor) for slot in (0, 1)}
-        text = vote.opinion.text + (f"; {row.text}" if row.weights == "tensor" else "")
+        text = vote.opinion.text + (f"; {row.text}" if row.weights == "tensor" or row.status == "emulated" else "")
         return replace(kept, do="quantize", why=Reason(vote.opinion.code, vote.by, text), inputs=inputs)
 
     def _vote(self, op: OpView) -> _Vote:

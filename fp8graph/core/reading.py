@@ -190,8 +190,10 @@ class Reading:
         # Type inference knows nothing of other domains, and takes a Q without a type for one to uint8.
         return said or (self.format(maker) if maker is not None and is_quantizer(maker) else "")
 
-    def source(self, dequantizer: ir.Node) -> ir.Node | None:
+    def source(self, dequantizer: ir.Node | None) -> ir.Node | None:
         """The Q that a DQ reads from, through data movement; None for stored codes."""
+        if dequantizer is None:
+            return None
         node = walk.origin(given(dequantizer, 0), _SAME)
         return node if is_quantizer(node) else None
 

@@ -83,7 +83,9 @@ def fits(plan: Plan, normalized: Normalized) -> Plan:
         return plan
     why = f"the plan has an op '{lost}', the model has none" if lost else ""
     why = why or (f"the model has an op '{new}', the plan has none" if new else "shapes or attributes differ")
-    raise InputError("the plan was made for another model", why=why, do="make a plan for this model", code="FG110")
+    where = f"plan for target {plan.target}, {normalized.source.path or 'the model given'}"
+    do = "make a plan for this model: optimize without --plan"
+    raise InputError("the plan was made for another model", where=where, why=why, do=do, code="FG110")
 
 
 def under_shapes(plan: Plan, before: Plan, now: Plan) -> Plan:

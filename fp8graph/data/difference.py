@@ -126,7 +126,8 @@ def differ(a: Contents, b: Contents) -> Difference:
     changed = [OpChange(one, other) for one, other in pairs if _words(one) != _words(other)]
     both, only_a, only_b = _scales(a.scales, b.scales)
     moved = [ScaleChange(one, other) for one, other in both if _numbers(one) != _numbers(other)]
-    types = sorted({*a.weights, *b.weights})
+    # Not every file tells its bytes: of one that does not, they are not zero.
+    types = sorted({*a.weights, *b.weights}) if a.weights and b.weights else []
     weights = {name: (a.weights.get(name, 0), b.weights.get(name, 0)) for name in types}
     return Difference(
         a.kind,

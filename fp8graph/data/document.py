@@ -24,14 +24,19 @@ def check_schema(document: Any, kind: str, version: int, where: str) -> dict[str
     name, _, number = document["schema"].partition("/")
     if name != f"fp8graph.{kind}":
         raise InputError(
-            f"a {kind} was expected", where=where, why=f"its schema is '{document['schema']}'", code="FG111"
+            f"a {kind} was expected",
+            where=where,
+            why=f"its schema is '{document['schema']}'",
+            do=f"give a {kind} file; python -m fp8graph inspect FILE says what this one is",
+            code="FG111",
         )
     if number != str(version):
         newer = number.isdecimal() and int(number) > version
         raise InputError(
             f"this {kind} has version {number}, this fp8graph reads version {version}",
             where=where,
-            do="update fp8graph" if newer else "write the document anew",
+            why=f"its schema is '{document['schema']}'",
+            do="pip install -U fp8graph" if newer else "write the document anew",
             code="FG111",
         )
     try:
@@ -46,7 +51,10 @@ def load_json(path: Path, what: str) -> Any:
     try:
         return json.loads(files.read_text(path, what))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{what} is no JSON document", where=str(path), why=str(error), code="FG111") from error
+        why = str(error) or type(error).__name__
+        raise InputError(
+            f"{what} is no JSON document", where=str(path), why=why, do="write it anew, or check the path", code="FG111"
+        ) from error
 
 
 def malformed(kind: str, where: str, error: Exception) -> InputError:

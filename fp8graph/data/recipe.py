@@ -161,7 +161,10 @@ def _table(name_or_path: str) -> tuple[dict[str, Any], str]:
         try:
             text = Path(name_or_path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError("the recipe file cannot be read", where=where, why=str(error), code="FG140") from error
+            do = "check the path; python -m fp8graph recipes lists those that come along"
+            raise UsageError(
+                "the recipe file cannot be read", where=where, why=str(error), do=do, code="FG140"
+            ) from error
     else:
         raise UsageError(
             f"there is no recipe '{name_or_path}'",

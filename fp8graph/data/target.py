@@ -12,6 +12,7 @@ from fp8graph.base.errors import InternalError, UsageError
 from fp8graph.base.names import did_you_mean
 from fp8graph.data.qdq import Qdq
 
+_NO_QDQ = Qdq()
 Status = Literal["native", "costly", "emulated", "refused"]
 Fact = bool | int | str
 Sourced = TypeVar("Sourced", "TypeRow", "Epilogue")
@@ -117,7 +118,7 @@ class Target:
     decompose: tuple[str, ...] = ()
     types: tuple[TypeRow, ...] = ()
     epilogues: tuple[Epilogue, ...] = ()
-    qdq: Qdq = Qdq()
+    qdq: Qdq = _NO_QDQ
 
     def worst(self, op_type: str, formats: Iterable[str], facts: Mapping[str, Fact]) -> tuple[str, Row]:
         """The row that decides about an op with operands in these formats, and the format it speaks of: the worst."""

@@ -198,7 +198,7 @@ def _forecast_bytes(case: _Case, promises: Sequence[Promise]) -> int | None:
     fp8 = {id(site.node) for promise in promises if promise.planned == "fp8" for site in promise.sites}
     try:
         held = sizes.constant_bytes(case.model, planned)
-        return None if held is None else held + sizes.padding_bytes(case.model, case.shapes, fp8)
+        return None if held is None else held + sizes.added_bytes(case.model, case.shapes, fp8)
     except Exception:  # external data that is gone, types that onnx_ir does not know: a size is no reason to fail
         return None
 

@@ -40,7 +40,8 @@ def differing(promise: Promise, decision: Decision, model: ir.Model, known: set[
 
     Passes may fold a power of two into a scale, and a scale may be kept in half precision: both are the plan's.
     """
-    if len(promise.sites) != 1:  # an op that was taken apart has other operands than the plan names
+    # An op that was taken apart, or is one with others, has other operands than the plan names.
+    if len(promise.sites) != 1 or walk.ALSO in promise.sites[0].node.metadata_props:
         return ""
     pair = operands(promise.sites[0], model, known)
     for slot, quant in sorted(decision.inputs.items()):

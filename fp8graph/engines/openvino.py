@@ -47,6 +47,7 @@ _PRODUCTS = {"Convolution", "Deconvolution", "MatMul", "FullyConnected"}
 # They yield elements of their input, in another place or layout.
 _MOVES = {"Convert", "Reorder", "Reshape", "Transpose", "Split", "StridedSlice", "ShuffleChannels"}
 _SCALES = {"Eltwise", "Subgraph"}
+_UNBIASED = "/WithoutBiases"  # what it appends to a product that it takes apart from its bias
 _MADE = re.compile(r"(Multiply|Divide)_\d+")  # what OpenVINO calls those that it has put in itself
 _STEPS = 32
 
@@ -244,11 +245,13 @@ def listing(rows: Sequence[Mapping[str, Any]]) -> list[EngineOp]:
         product = row["type"] in _PRODUCTS
         if not product and not row["names"]:
             continue
-        word = _word(row["precision"])
+        # No version that was read has a product in FP8: should one say so, nobody knows what it means.
+        strange = product and row["precision"] in _FP8
+        word = str(row["precision"]) if strange else _word(row["precision"])
         operands = [str(name) for name in row["inputs"][:2]] if product else []
         moving = [name for name in operands if name not in fixed]
         rounded = [format_ for name in moving if (format_ := _rounded(name, by_name, fixed))]
-        whole = tuple(rounded) if moving and len(rounded) == len(moving) else ()
+        whole = tuple(rounded) if moving and len(rounded) == len(moving) and not strange else ()
         ops.append(EngineOp(0, str(row["type"]), tuple(row["names"]), (word,) * len(operands), (), whole))
     return ops
 
@@ -269,7 +272,7 @@ def attribute(ops: Sequence[EngineOp], found: Sequence[Site]) -> list[EngineOp]:
             behind.setdefault(name, set()).add(site.name.base)
     renamed = []
     for op in ops:
-        names = tuple(made.get(name, name) for name in op.names)
+        names = tuple(made.get(name, name.removesuffix(_UNBIASED) if name not in bases else name) for name in op.names)
         if op.kind == "product" and not products.intersection(names):
             before = set().union(*(behind.get(name, set()) for name in names))
             names += tuple(before) if len(before) == 1 else ()

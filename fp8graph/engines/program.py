@@ -196,7 +196,7 @@ def _programs(data: mmap.mmap, first: int, end: int) -> Iterator[_Program]:
 
 
 def _constants(entries: list[tuple[str, Any]]) -> dict[tuple[str, str], tuple[str, int]]:
-    """Type and bytes of the constants of a program. Tensors of equal bytes name one place, and are stored there once."""
+    """Type and bytes of the constants of a program. Tensors of equal bytes name one place and are stored once."""
     found = {}
     for key, value in entries:
         fields = dict(value) if key == "tensor" and isinstance(value, list) else {}

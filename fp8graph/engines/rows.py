@@ -43,10 +43,12 @@ def statuses(model: ir.Model, target: Target, facts: Facts) -> dict[str, str]:
 
 def forecasts(model: ir.Model, target: Target, facts: Facts) -> dict[int, str]:
     """What was to be expected of every product before the build, by id() of its node, in the words of verdicts."""
-    return {
-        id(node): HIGH if said.verdict == "none" else said.verdict
-        for node, said in forecast(model, target, facts).items()
-    }
+    words = {"none": HIGH}
+    found: dict[int, str] = {}
+    for node, said in forecast(model, target, facts).items():
+        emulated = said.verdict == "fp8" and target.row(node.op_type, _FORMAT, {}).status == "emulated"
+        found[id(node)] = "emulated" if emulated else words.get(said.verdict, said.verdict)
+    return found
 
 
 def heads(model: ir.Model) -> set[int]:

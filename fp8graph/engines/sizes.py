@@ -9,7 +9,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 import onnx_ir as ir
 
 from fp8graph.data.plan import Shapes
-from fp8graph.engines.sites import constants
+from fp8graph.engines.sites import constants, operand
 from fp8graph.graph import protos, walk
 
 _Shape = tuple[int, ...]
@@ -119,30 +119,44 @@ def constant_bytes(model: ir.Model, planned: Mapping[int, float]) -> int | None:
     return math.ceil(total)
 
 
-def padding_bytes(model: ir.Model, shapes: Shapes, fp8: Container[int]) -> int:
-    """Bytes that an engine holds beyond the model's constants, because a Conv's input channels are padded with zeros.
+def added_bytes(model: ir.Model, shapes: Shapes, fp8: Container[int]) -> int:
+    """Bytes that an engine holds beyond the model's constants, because its Conv kernels want them.
 
-    Measured with tensorrt_rtx 1.7.1, sm89 and sm120: in fp16 and bf16 to an even number in each group, in FP8 to a
-    multiple of four. The weight grows, and where the shapes are fixed, a block of zeros [N, missing, ..] is kept to be
-    appended to the input. Not for kernels of one element and, in half precision, not for depthwise Conv. `fp8`: id() of
-    the nodes that are to run in FP8.
+    Measured with tensorrt_rtx 1.7.1, sm89 and sm120:
+    1. Input channels are padded with zeros: in fp16 and bf16 to an even number in each group, in FP8 to a multiple of
+       four. The weight grows, and where the shapes are fixed, a block of zeros [N, missing, ..] is kept to be appended
+       to the input. Not for kernels of one element and, in half precision, not for a Conv of one channel in and one
+       out for each group.
+    2. An FP8 Conv with a weight scale per channel has two float32 vectors of its output channels, which all such Conv
+       of that many channels share.
+
+    `fp8`: id() of the nodes that are to run in FP8.
     """
-    shape = _shapes_under(model, shapes)
+    shape, known = _shapes_under(model, shapes), constants(model)
     fixed = all(profile.min == profile.max for profile in shapes.values())
-    total = 0
+    total, scaled = 0, set[int]()
     for place in walk.walk(model):
         node = place.node
         x, w = (shape(value) for value in node.inputs[:2]) if node.op_type == "Conv" else (None, None)
-        if x is None or w is None or len(w) < 3 or not w[1] or math.prod(w[2:]) < 2:
+        if x is None or w is None or len(w) < 3 or not w[1]:
             continue
         small, group = id(node) in fp8, x[1] // w[1]
+        if small and _has_scale_vector(node, model, known):
+            scaled.add(w[0])
         half = node.inputs[0] is not None and node.inputs[0].dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-        if not small and (not half or (w[1] == 1 and group > 1)):
+        if math.prod(w[2:]) < 2 or not (small or (half and not w[1] == 1 < group == w[0])):
             continue
         missing, each = -w[1] % (4 if small else 2), 1 if small else 2
         block = x[0] * group * missing * math.prod(x[2:]) if fixed else 0
         total += each * (w[0] * missing * math.prod(w[2:]) + block)
-    return total
+    return total + 2 * 4 * sum(scaled)
+
+
+def _has_scale_vector(node: ir.Node, model: ir.Model, known: set[int]) -> bool:
+    weight = node.inputs[1]
+    dequantize = operand(weight, model, known).dequantize if weight is not None else None
+    scale = dequantize.inputs[1] if dequantize is not None and len(dequantize.inputs) > 1 else None
+    return scale is not None and scale.const_value is not None and scale.const_value.size > 1
 
 
 def _made(node: ir.Node) -> Sequence[ir.Value]:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fp8graph.flow.benching import Benched, bench
+    from fp8graph.flow.checking import Checked, check
     from fp8graph.flow.engine import Built, attest, build
     from fp8graph.flow.inspecting import diff, inspect
-    from fp8graph.flow.looking import check, compare, doctor
+    from fp8graph.flow.looking import compare, doctor
     from fp8graph.flow.optimizing import Calibrated, Optimized, calibrate, optimize
     from fp8graph.flow.reporting import Reported, report
 
@@ -24,7 +25,8 @@ _HOME = {
     "bench": "benching",
     "Benched": "benching",
     "compare": "looking",
-    "check": "looking",
+    "check": "checking",
+    "Checked": "checking",
     "inspect": "inspecting",
     "diff": "inspecting",
     "report": "reporting",
@@ -34,6 +36,7 @@ _HOME = {
 __all__ = [
     "Benched",
     "Built",
+    "Checked",
     "Calibrated",
     "Optimized",
     "Reported",

@@ -222,6 +222,14 @@ def _attest(engine: Path, model: Path, plan_path: Path | None, plan: Plan | None
 
 
 def _existing(path: str | Path, what: str, code: str) -> Path:
+    if not isinstance(path, (str, Path)):
+        raise UsageError(
+            f"{what} is to be given as a path",
+            where=what,
+            why=f"got {type(path).__name__}; another process reads the file",
+            do="onnx.save(model, 'm.onnx'), and give 'm.onnx'" if what == "the model" else "give the path of a file",
+            code="FG100",
+        )
     found = Path(path)
     if not found.is_file():
         raise InputError(f"{what} does not exist", where=str(path), do="check the path", code=code)

@@ -95,7 +95,8 @@ def own_passes(extra: Any, pass_file: str | None, given: Plan | None = None) -> 
     """
     planned = given.asked.get("passes", "") if given is not None else ""
     if not isinstance(planned, str):
-        raise InputError("the plan is damaged", where="asked.passes", why="it is no text", code="FG111")
+        why = f"it is {planned!r:.60}, no text"
+        raise InputError("the plan is damaged", where="asked.passes", why=why, do="make the plan anew", code="FG111")
     repeated = registry.parse_specs(planned) if planned else []
     items = [extra] if isinstance(extra, (str, *registry.KINDS)) else list(_iterable(extra))
     named = ",".join(item for item in items if isinstance(item, str))

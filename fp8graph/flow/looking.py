@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from fp8graph.base.errors import UsageError
 from fp8graph.base.files import sha256_of
-from fp8graph.base.findings import Finding, Notes
+from fp8graph.base.findings import Notes
 from fp8graph.base.progress import SILENT, Progress
 from fp8graph.data import target as targets
-from fp8graph.data.document import load_json
 
 if TYPE_CHECKING:
     from fp8graph.data.comparison import Comparison
-    from fp8graph.data.plan import Plan
     from fp8graph.runners.base import Runner
 
 PACKAGES = (
@@ -31,30 +29,8 @@ PACKAGES = (
     "onnx-graphsurgeon",
     "safetensors",
     "rich",
+    "cuda-python",
 )
-
-
-def check(model: Any, *, plan: Plan | str | Path | None = None, target: str | None = None) -> tuple[Finding, ...]:
-    """What the target rejects or silently drops in a model: anybody's Q/DQ model, before any build.
-
-    With a plan, its target counts where none is named. Raises InputError and UsageError; a poor model is no error.
-    """
-    from fp8graph.core.check import check as check_model
-    from fp8graph.core.stages import facts_for
-    from fp8graph.data.plan import Plan as PlanType
-    from fp8graph.graph.load import load
-    from fp8graph.graph.protos import infer_types
-
-    made = (
-        plan
-        if plan is None or isinstance(plan, PlanType)
-        else PlanType.from_json(load_json(Path(plan), "the plan"), str(plan))
-    )
-    aim = targets.load(target or (made.target if made is not None else "tensorrt-rtx"))
-    source = load(model)
-    infer_types(source.model)
-    facts = facts_for(source, made.shapes) if made is not None else None
-    return tuple(check_model(source.model, aim, facts, planned=made is not None))
 
 
 def compare(
@@ -74,7 +50,7 @@ def compare(
     An engine of OpenVINO runs in OpenVINO, with the settings that it was built with; one of TensorRT or TensorRT-RTX on
     the GPU. The data is for the first side that is a model.
     """
-    from fp8graph.calibrate.samples import open_samples
+    from fp8graph.calibrate.samples import check_alike, open_samples
     from fp8graph.compare.outputs import compare_outputs
     from fp8graph.graph.load import load
 
@@ -87,6 +63,9 @@ def compare(
             do="compare each of them with the model that it was built from",
             code="FG100",
         )
+    if not _is_engine(left) and not _is_engine(right):
+        names = " and ".join(str(side) if isinstance(side, (str, Path)) else "a model" for side in (left, right))
+        check_alike(load(left).model, load(right).model, names)
     feeds = open_samples(data, load(fed).model, Notes(), samples=samples, batch=batch, seed=seed)
     libraries = [str(Path(item).absolute()) for item in custom_ops or ()]
     runners = [_runner(left, left_runner, libraries), _runner(right, right_runner, libraries)]

@@ -56,10 +56,11 @@ class Optimized:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What `calibrate` saw, and the file it wrote."""
+    """What `calibrate` saw, the file it wrote, and what there is to say about the data."""
 
     ranges: Ranges
     files: tuple[WrittenFile, ...]
+    findings: tuple[Finding, ...] = ()
 
 
 def optimize(
@@ -177,9 +178,9 @@ def calibrate(
     wanted = job.wanted(job.plan())
     ranges = job.observe(wanted, source_digest(job.source))
     if job.out is None:
-        return Calibrated(ranges, ())
+        return Calibrated(ranges, (), job.ctx.notes.items())
     write_text(job.out, canon.pretty(ranges.to_json()))
-    return Calibrated(ranges, (describe(job.out),))
+    return Calibrated(ranges, (describe(job.out),), job.ctx.notes.items())
 
 
 def _options(

@@ -36,7 +36,9 @@ def load(model: Any) -> Source:
     if gs.is_graph(model):
         return _from_proto(gs.to_proto(model), "the Graph given", "graphsurgeon", model)
     raise UsageError(
-        f"a {type(model).__name__} is no model",
+        f"{type(model).__name__} is no kind of model",
+        where="model",
+        do="give the path of an ONNX file, or onnx.load('m.onnx')",
         why="accepted are a path, an onnx.ModelProto, an onnx_ir.Model and an onnx_graphsurgeon.Graph",
         code="FG100",
     )

@@ -55,7 +55,23 @@ def target_page(target: Target, rows: Sequence[Row], *, op_type: str | None = No
         lines += [paint("dim", line) for line in wrapped(f"source: {row.source}", first=" " * _SOURCE_INDENT)]
     if not rows:
         lines.append(f"  none: {target.name} refuses {op_type or 'everything'}")
+    lines += _remarks(target, op_type, paint)
     return "\n".join(lines)
+
+
+def _remarks(target: Target, op_type: str | None, paint: Paint) -> list[str]:
+    """Types that ops cannot have, and epilogues that they lose in FP8, each with its source."""
+    told = [("no kernel", item.ops, f"in {', '.join(item.types)}", item.text, item.source) for item in target.types]
+    told += [
+        ("note", item.ops, f"in front of {', '.join(item.behind)}", item.text, item.source) for item in target.epilogues
+    ]
+    lines: list[str] = []
+    for word, ops, where, text, source in told:
+        if op_type is None or op_type in ops:
+            lines += ["", *wrapped(f"{', '.join(ops)} {where}", first=f"  {word:<9}  ")]
+            lines += wrapped(text, first=" " * _SOURCE_INDENT)
+            lines += [paint("dim", line) for line in wrapped(f"source: {source}", first=" " * _SOURCE_INDENT)]
+    return lines
 
 
 def row_json(row: Row) -> dict[str, Any]:

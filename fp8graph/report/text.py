@@ -188,15 +188,19 @@ def calibrated(
     tensors: int | None,
     samples: int | None,
     files: Sequence[WrittenFile],
+    findings: Sequence[Finding] = (),
     next_command: str = "",
+    paint: Paint = plain,
 ) -> str:
     """The summary of `calibrate`."""
+    told = grouped(findings, paint=paint, least="warning")
     what = count(tensors, "tensor") if tensors is not None else "tensors"
     on = f" on {count(samples, 'sample')}" if samples is not None else ""
     return "\n".join(
         [
             f"observed {what} of {model}{on}",
             "",
+            *([*told, ""] if told else []),
             *facts(
                 [
                     ("wrote", _written(files)),
@@ -237,10 +241,16 @@ def _profile(shapes: Mapping[str, Mapping[str, Sequence[int]]], index: int, coun
     return (f"profile {index}: " if count > 1 else "") + ("; ".join(said) or "those of the model")
 
 
-def checked(findings: Sequence[Finding], *, model: str, paint: Paint = plain) -> str:
-    """The findings of `check`, one line each, code first."""
-    if not findings:
-        return f"{model}: nothing found"
+def checked(
+    findings: Sequence[Finding],
+    *,
+    model: str,
+    fixed: Sequence[Finding] = (),
+    done: Sequence[str] = (),
+    files: Sequence[WrittenFile] = (),
+    paint: Paint = plain,
+) -> str:
+    """The findings of `check`, one line each, code first; with --fix, what was done before those that are left."""
     styles = {"error": "bad", "warning": "warn", "info": "dim"}
     lines = [
         f"{paint(styles[item.severity], item.code)} {item.severity:<7} {item.op or model}: {item.text}"
@@ -248,7 +258,13 @@ def checked(findings: Sequence[Finding], *, model: str, paint: Paint = plain) ->
         for item in findings
     ]
     kinds = [count(n, name) for name in styles if (n := sum(item.severity == name for item in findings))]
-    return "\n".join([*lines, f"{count(len(findings), 'finding')} ({', '.join(kinds)})"])
+    closing = f"{count(len(findings), 'finding')} ({', '.join(kinds)})" if findings else f"{model}: nothing found"
+    if not files:
+        return "\n".join([*lines, closing])
+    mended = [f"fixed: {text}" for text in done] or ["fixed: nothing that could be"]
+    mended += [f"  {item.code} {item.op or model}: {item.text}" for item in fixed]
+    left = f"{len(fixed)} fixed, {closing} left" if findings else f"{len(fixed)} fixed, nothing left"
+    return "\n".join([*mended, *lines, left, *facts([("wrote", _written(files))])])
 
 
 def grouped(findings: Iterable[Finding], *, limit: int = 12, least: str = "info", paint: Paint = plain) -> list[str]:
@@ -279,8 +295,8 @@ def _default(session: DefaultSession) -> str:
     if session.safe:
         return "safe at its default settings"
     options = ", ".join(f"{name}={value}" for name, value in session.options.items())
-    why = session.why if len(session.why) < 160 else session.why[:157] + "..."
-    return f"not safe at its default settings: {why}" + (f"\nset {options}" if options else "")
+    why = "\n".join(wrapped(f"not safe at its default settings: {session.why}", width=84))
+    return why + (f"\nset {options}" if options else "")
 
 
 def _written(files: Sequence[WrittenFile]) -> str:

@@ -80,7 +80,7 @@ class Engine:
         for library in libraries:
             self._runtime.get_plugin_registry().load_library(library)
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
-        self._context = self._engine.create_execution_context() if self._engine is not None else None
+        self._context: Any = self._engine.create_execution_context() if self._engine is not None else None
         if self._context is None:
             raise self._refused(f"{runtime} {self.version} does not load the engine on this GPU", str(path))
         self._names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
@@ -113,7 +113,8 @@ class Engine:
         kind = str(self._engine.get_tensor_dtype(name)).rpartition(".")[2]
         if kind not in _DTYPES:
             raise BackendError("a tensor has a type that cannot be fed", where=name, why=f"it is {kind}", code="FG133")
-        return np.dtype(_DTYPES[kind])
+        found: np.dtype[Any] = np.dtype(_DTYPES[kind])
+        return found
 
     def run(self, feeds: Feeds) -> Outputs:
         """Arrays by output name, bf16 and FP8 as float32. Raises BackendError FG133 with the runtime's reason."""

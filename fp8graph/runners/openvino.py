@@ -88,13 +88,16 @@ class OpenVino:
             with _TURN:
                 given = {name: self._tensor(array) for name, array in feeds.items()}
                 found = self._request.infer(given, share_outputs=False)
-                arrays = [np.array(found[port]) for port in self._compiled.outputs]
+                arrays = [self._array(port, found[port]) for port in self._compiled.outputs]
         except Exception as error:  # OpenVINO raises RuntimeError for everything, sometimes others
             raise _failed("OpenVINO cannot run the model", error) from error
-        return {
-            name: array.astype(np.float32) if array.dtype == tensors.NUMPY["bf16"] else array
-            for name, array in zip(self._names, arrays, strict=True)
-        }
+        return dict(zip(self._names, arrays, strict=True))
+
+    def _array(self, port: Any, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """A copy of an output; bf16, which comes under the name of float16, as float32."""
+        if port.element_type != self._ov.Type.bf16:
+            return np.array(array)
+        return array.view(tensors.NUMPY["bf16"]).astype(np.float32)
 
     def _tensor(self, array: np.ndarray[Any, Any]) -> Any:
         if array.dtype != tensors.NUMPY["bf16"]:

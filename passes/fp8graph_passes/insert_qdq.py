@@ -70,7 +70,11 @@ class _Insertion:
         value = place.node.inputs[slot]
         if value is None or value.graph is None or isinstance(value.graph, ir.Function):
             raise InputError(
-                "the plan quantizes an input that is not there", where=f"op {place.key}, input {slot}", code="FG110"
+                "the plan quantizes an input that is not there",
+                where=f"op {place.key}, input {slot}",
+                why="the op has no such input" if value is None else "it lies in a function",
+                do="make a plan for this model: optimize without --plan",
+                code="FG110",
             )
         # A pair in front of an If is lost on its way into the branch: every graph that reads a value has its own.
         seat = (value, quant, place.graph)
@@ -138,7 +142,8 @@ class _Insertion:
                 raise InputError(
                     "the plan holds no number for a scale",
                     where=f"tensor '{quant.value}'",
-                    do="give data",
+                    why=f"its scale is {quant.scale.origin}, and no data was seen",
+                    do="give --data FILE, or --ranges FILE",
                     code="FG110",
                 )
             scale = self._scale(graph, value, np.asarray(quant.scale.value, np.float32))

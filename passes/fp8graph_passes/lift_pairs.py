@@ -6,6 +6,7 @@ What it does   1. Pairs of one scale that stand behind different movements of on
                   tensor itself, become one pair on it; the movements stand behind DequantizeLinear.
                2. Where the recipe says `quantize.concat`: a pair behind Concat becomes one on each of its operands,
                   shared with the pair that an operand has already. Planning gives all of them one scale.
+               3. Of two QuantizeLinear that give one tensor the same codes, one is left.
                A movement whose result is read by anything but its pair, or returned, stays where it is; so does one in
                another graph, and one that the target's table does not let FP8 pass.
 Why            Each QuantizeLinear reads and writes the tensor once more; FP8 moves with half the bytes of fp16. Engines
@@ -48,7 +49,7 @@ class LiftPairs(RewritePass):
             if work.concat_of(pair) is not None:
                 waiting += work.over_concat(pair)
                 changed += 1
-        return changed + work.join(list(_pairs(model)))
+        return changed + work.join(list(_pairs(model))) + _share_codes(model)
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,29 @@ def _pairs(model: ir.Model) -> Iterator[_Pair]:
         if codes.dtype is None or result.dtype is None or tensors.read(scale).ndim:
             continue
         yield _Pair(node, readers[0], graph, (tensors.read(scale).tobytes(), codes.dtype, result.dtype, id(graph)))
+
+
+def _share_codes(model: ir.Model) -> int:
+    """Case 3: where a scale was folded into DequantizeLinear alone, its codes are those of another pair."""
+    made: dict[tuple[object, ...], ir.Value] = {}
+    changed = 0
+    for place in list(walk.walk(model)):
+        node = place.node
+        if node.op_type != "QuantizeLinear" or len(node.inputs) != 2 or not tensors.is_constant(node.inputs[1]):
+            continue
+        scale, codes = node.inputs[1], node.outputs[0]
+        assert scale is not None
+        array = tensors.read(scale)
+        attributes = tuple(sorted((name, str(item.value)) for name, item in node.attributes.items()))
+        same = (id(place.graph), node.inputs[0], array.tobytes(), array.shape, str(array.dtype), attributes)
+        first = made.setdefault(same, codes)
+        if first is codes or codes.is_graph_output():
+            continue
+        codes.replace_all_uses_with(first)
+        edit.remove([node])
+        edit.drop_unused_initializer(scale)
+        changed += 1
+    return changed
 
 
 class _Lifting:

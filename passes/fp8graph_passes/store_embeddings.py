@@ -1,9 +1,10 @@
-"""Store embedding tables in the weights' format, with one scale for each row.
+"""Store embedding tables in the weights' format, with one scale.
 
-What it does   The constant table that Gather looks rows up in becomes codes behind a DequantizeLinear, one scale a row.
+What it does   The constant table that Gather looks rows up in becomes codes behind a DequantizeLinear, with one scale.
                No recipe of ours names this pass: --passes store-embeddings does.
 Why            A quarter of the bytes of float32; rows are dequantized as they are looked up. There is no arithmetic to
-               gain on (tensorrt_rtx 1.7.1: FP8 table -> DQ -> Gather builds, the table is stored in FP8).
+               gain on. tensorrt_rtx 1.7.1, read in engines: with one scale the kernel that looks up dequantizes, with
+               one a row a kernel of its own dequantizes the whole table before.
 Codes          FG224 an embedding is stored in FP8
 Exactness      rounds the table to FP8
 """
@@ -19,7 +20,7 @@ import onnx_ir as ir
 from fp8graph import formats
 from fp8graph.core.context import Context
 from fp8graph.core.passes import Approximate, Exactness, RewritePass, Stage
-from fp8graph.formats.spec import Format, PerAxis
+from fp8graph.formats.spec import Format, PerTensor
 from fp8graph.graph import edit, tensors, walk
 from fp8graph.numerics import cast
 from fp8graph.numerics.scale import channel_amax, scale_from_amax
@@ -46,7 +47,7 @@ class StoreEmbeddings(RewritePass):
             if table not in done:
                 done[table] = _stored(table, form, names, place.key)
             edit.replace_input(place.node, 0, done[table])
-            ctx.note("FG224", place.key, f"the table '{table.name}' is stored in {form.name}, one scale a row")
+            ctx.note("FG224", place.key, f"the table '{table.name}' is stored in {form.name}")
             changed += 1
         edit.drop_unused_initializers(done)
         return changed
@@ -70,11 +71,11 @@ def _table(node: ir.Node) -> ir.Value | None:
 
 def _stored(table: ir.Value, form: Format, names: edit.Names, key: str) -> ir.Value:
     array = tensors.read(table)
-    scale = np.asarray(scale_from_amax(channel_amax(array, PerAxis(0)), form), np.float32)
+    scale = np.asarray(scale_from_amax(channel_amax(array, PerTensor()), form), np.float32)
     tensors.release(table)
 
     def encoded(weight: tensors.Array) -> tensors.Array:
-        return cast.encode(weight, form, scale.reshape(-1, 1)).view(cast.ml_dtype(form))
+        return cast.encode(weight, form, scale).view(cast.ml_dtype(form))
 
     graph = table.graph
     assert isinstance(graph, ir.Graph)
@@ -89,7 +90,6 @@ def _stored(table: ir.Value, form: Format, names: edit.Names, key: str) -> ir.Va
         output=f"{table.name}_dq",
         shape=table.shape,
         dtype=table.dtype,
-        attributes={"axis": 0},
         serves=key,
     )
     edit.insert_after(codes, [node], graph)

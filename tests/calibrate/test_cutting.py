@@ -79,13 +79,14 @@ def test_an_array_is_cut_into_feeds(dims, shape, batch, count, fed, noted):
 REFUSED: list[tuple[list[Any] | None, Any, int | None, str]] = [
     (["n", 3], numbers(5), None, "has rank 1"),
     (["n", 3], numbers(2, 5, 7, 3), None, "has rank 4"),
-    (["n", 3], numbers(5, 4), None, "the model wants ?x3, a feed has 1x4"),
-    ([4, 3], numbers(5, 2, 3), None, "the model wants 4x3, a feed has 2x3"),
+    (["n", 3], numbers(5, 4), None, "the model wants ?x3, a sample has 1x4"),
+    ([4, 3], numbers(5, 2, 3), None, "the model wants 4x3, a sample has 2x3"),
     ([4, 3], numbers(8, 3), 2, "--batch 2 does not fit"),
-    ([4, 3], numbers(3, 3), None, "holds no sample"),
+    ([4, 3], numbers(3, 3), None, "the model takes 4 rows of 'x' at a time, the data has 3"),
+    (["n", 3], numbers(3, 3), 9, "--batch 9 takes 9 rows of 'x' at a time, the data has 3"),
     (["n", 3], numbers(0, 3), None, "holds no sample"),
-    ([], np.float32(1), None, "rank 0"),
-    (None, np.float32(1), None, "single number"),
+    (["n", 3], np.float32(1), None, "has rank 0"),
+    ([], numbers(2, 2), None, "a single number: rank 0 (for every sample), or rank 1"),
     (["n", 3], numbers(5, 3).astype(np.float64), None, "array.astype('float32')"),
     (["n", 3], numbers(5, 3).astype(np.int64), None, "has type int64"),
     (["n", 3], numbers(5, 3).astype(np.float16), None, "the model wants float32"),
@@ -98,8 +99,44 @@ REFUSED: list[tuple[list[Any] | None, Any, int | None, str]] = [
 
 @pytest.mark.parametrize(("dims", "array", "batch", "says"), REFUSED)
 def test_an_array_that_does_not_fit_is_refused(dims, array, batch, says):
-    with refused(InputError, "FG107", "'x'" if "sample" not in says and "batch" not in says else "", says):
+    with refused(InputError, "FG107", says):
         read({"x": array}, inputs(("x", dims, FLOAT)), batch=batch)
+
+
+def test_a_single_number_is_for_every_sample():
+    for rank in ([], None):
+        found, _ = read({"x": np.float32(3), "y": numbers(4, 2)}, inputs(("x", rank, FLOAT), ("y", ["n", 2], FLOAT)))
+        assert [(feed["x"].shape, float(feed["x"]), feed["y"].shape) for feed in found] == [((), 3.0, (1, 2))] * 4
+        assert len(read({"x": np.float32(3)}, inputs(("x", rank, FLOAT)))[0]) == 1
+
+
+COUNTS = [  # arrays by input, --batch, --samples, then how many samples there will be
+    ({"x": numbers(5, 3)}, None, None, 5),
+    ({"x": numbers(5, 3)}, 2, None, 2),
+    ({"x": numbers(5, 3)}, None, 3, 3),
+    ({"x": numbers(5, 3)}, None, 9, 5),
+    ({"x": numbers(5, 7, 3)}, None, None, 5),
+]
+
+
+@pytest.mark.parametrize(("arrays", "batch", "limit", "count"), COUNTS)
+def test_how_many_samples_there_are_is_known_before_they_are_read(tmp_path, arrays, batch, limit, count):
+    work = inputs(("x", ["n", 3], FLOAT))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "files").mkdir()
+    np.savez(tmp_path / "a.npz", **arrays)
+    np.savez_compressed(tmp_path / "files" / "b.npz", **arrays)
+    np.save(tmp_path / "folder" / "x.npy", arrays["x"])
+    np.save(tmp_path / "x.npy", arrays["x"])
+    for data in (arrays, *(str(tmp_path / name) for name in ("a.npz", "files", "folder", "x.npy"))):
+        samples = open_samples(data, work, Notes(), batch=batch, samples=limit)
+        assert samples.count == count == len(list(samples))
+
+
+def test_how_many_samples_there_are_is_unknown_where_the_data_is_damaged_or_a_stream(tmp_path):
+    (tmp_path / "torn.npz").write_bytes(b"PK")
+    for data in (str(tmp_path / "torn.npz"), lambda: [], iter([])):
+        assert open_samples(data, inputs(("x", ["n", 3], FLOAT)), Notes()).count in (None, 0)
 
 
 def test_nan_and_infinity_are_told_in_every_float_type():
@@ -190,10 +227,10 @@ def test_a_function_is_called_each_time_and_so_may_stream():
         ([numbers(2, 3)], "FG107", "sample 0"),
         ([one(1), {"y": numbers(2, 3)}], "FG107", "'y'"),
         ([one(1), {}], "FG107", "sample 1"),
-        ([one(1), {"x": numbers(2, 4)}], "FG107", "a feed has 2x4"),
+        ([one(1), {"x": numbers(2, 4)}], "FG107", "a sample has 2x4"),
         ([one(1), {"x": numbers(3)}], "FG107", "sample 1"),
         ([one(1), one(np.nan)], "FG107", "sample 1"),
-        (5, "FG108", "a int is no data"),
+        (5, "FG108", "5 is no data"),
         ([], "FG107", "no sample"),
         ((), "FG107", "no sample"),
         (lambda: [], "FG107", "no sample"),

@@ -154,7 +154,7 @@ def flow(monkeypatch: pytest.MonkeyPatch, plan: Plan, comparison: Comparison) ->
     def compare(a, b, *, data, samples=None, batch=None, seed=0, custom_ops=None, progress=SILENT):
         return recorder.answer("compare", dict(locals()))
 
-    def check(model, *, plan=None, target=None):
+    def check(model, *, plan=None, target=None, fix=False, output=None, force=False):
         return recorder.answer("check", dict(locals()))
 
     def inspect(file, *, show=None, op=None):
@@ -200,6 +200,7 @@ def usual_answers(plan: Plan, comparison: Comparison) -> dict[str, Any]:
         "calibrate": lambda asked: types.SimpleNamespace(
             ranges=types.SimpleNamespace(samples=128, values={"a": 1, "b": 2}),
             files=(WrittenFile(asked["output"], "00", 3_000),),
+            findings=(Finding("FG122", "warning", "", "2 rows are left out"),),
         ),
         "build": lambda asked: types.SimpleNamespace(
             files=(WrittenFile(asked["output"] or asked["emit_script"], "00", 1_300_000),),

@@ -434,6 +434,28 @@ def test_a_target_s_page_narrows_to_an_op_and_a_chip(cli):
     assert cli("targets", "show", "tensorrt-rtx:sm86").status == 2
 
 
+PASS = '''"""Folds it."""
+class FoldIt(RewritePass):
+    """Folds.
+
+    limit          most elements
+    output_limit   most elements that come out,
+                   all of them
+    """
+    stage: ClassVar[Stage] = Stage.FOLD
+    limit: int = 16
+    output_limit: int | None
+'''
+
+
+def test_every_option_of_a_built_in_pass_has_a_meaning():
+    from fp8graph.core import registry
+
+    options = [(item.name, option) for item in registry.catalog() for option in item.options]
+    assert {name for name, _ in options} >= {"fold-constants", "keep-router"}
+    assert [name for name, option in options if not option.means] == []
+
+
 def test_passes_are_listed_with_their_owners(cli, monkeypatch, tmp_path):
     from fp8graph.core import registry
 
@@ -445,7 +467,15 @@ def test_passes_are_listed_with_their_owners(cli, monkeypatch, tmp_path):
     assert cli("passes", "--json").json["result"] == {
         "passes": [{"name": "fold-it", "owner": "acme", "summary": "Folds it."}]
     }
-    assert cli("passes", "show", "fold-it").out == "fold-it  of acme\n\nFolds it.\n\nThe page.\n"
+    assert cli("passes", "show", "fold-it").out == "fold-it  of acme\n\nFolds it.\n\nThe page.\n\nIt has no options.\n"
+    path.write_text(PASS, encoding="utf-8")
+    said = cli("passes", "show", "fold-it").out
+    assert "  limit         int, default 16: most elements\n" in said
+    assert "  output-limit  int | None, must be given: most elements that come out, all of them\n" in said
+    assert "--passes 'fold-it{limit=16}'" in said
+    assert cli("passes", "show", "fold-it", "--json").json["result"]["options"][0] == {
+        "name": "limit", "type": "int", "default": "16", "means": "most elements",
+    }  # fmt: skip
     assert cli("passes", "show", "fold-that").status == 2
 
 

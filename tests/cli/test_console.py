@@ -9,6 +9,7 @@ import warnings
 
 import pytest
 
+from fp8graph.base.errors import UsageError
 from fp8graph.cli import progress
 from fp8graph.cli.commands import recipes
 from fp8graph.cli.console import Outcome
@@ -69,6 +70,70 @@ def test_a_log_file_that_is_something_else_is_not_touched(cli, flow, tmp_path):
     assert done.status == 2
     assert "is no log of ours" in done.err
     assert model.read_bytes() == b"weights"
+
+
+NAMED = [
+    (OPTIMIZE, "o.onnx"),
+    (OPTIMIZE, "./o.onnx.plan.json"),
+    (OPTIMIZE, "o.onnx.data"),
+    (OPTIMIZE, "m.onnx"),
+    ((*OPTIMIZE, "--data", "a.npz", "b.npz"), "b.npz"),
+    ((*OPTIMIZE, "--pass-file", "p.py:Mine"), "p.py"),
+    ((*OPTIMIZE, "--ranges", "r.json"), "r.json"),
+    ((*OPTIMIZE, "--recipe", "r.toml"), "r.toml"),
+    (("build", "m.onnx", "-o", "e"), "e.json"),
+    (("compare", "m.onnx@onnxruntime", "n.onnx", "--data", "a.npz"), "m.onnx"),
+    (("calibrate", "m.onnx", "-o", "r.json", "--data", "a.npz"), "r.json"),
+]
+
+
+@pytest.mark.parametrize(("argv", "log"), NAMED, ids=str)
+def test_a_log_file_that_is_named_otherwise_is_refused_before_anything_is_written(
+    cli, flow, tmp_path, monkeypatch, argv, log
+):
+    monkeypatch.chdir(tmp_path)
+    done = cli(*argv, "--log-file", log)
+    assert done.status == 2 and "error[FG103]" in done.err and f"--log-file {log}" in done.err
+    assert list(tmp_path.iterdir()) == [] and flow.calls == {}
+
+
+@pytest.mark.parametrize(
+    ("raised", "says"),
+    [
+        (UsageError("it cannot be", where="m.onnx", do="try 4", code="FG100"), "error[FG100]: it cannot be"),
+        (KeyError("gone"), "KeyError: 'gone'"),
+        (KeyboardInterrupt(), "interrupted, status 130"),
+    ],
+)
+def test_the_log_file_says_how_it_ended(cli, flow, tmp_path, monkeypatch, raised, says):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    cli(*OPTIMIZE, "--log-file", tmp_path / "run.log")
+    flow.answers["optimize"] = raised
+    cli(*OPTIMIZE, "--log-file", tmp_path / "run.log")
+    text = (tmp_path / "run.log").read_text(encoding="utf-8")
+    assert "status 0; wrote o.onnx, o.onnx.plan.json" in text and "arguments: ['optimize'" in text
+    assert says in text.partition("status 0;")[2]
+
+
+def test_verbose_tells_stages_and_passes_and_twice_every_decision(cli, digits, calibration, tmp_path):
+    argv = (
+        "optimize",
+        digits / "cnn.onnx",
+        "-o",
+        tmp_path / "o.onnx",
+        "--data",
+        calibration,
+        "--samples",
+        2,
+        "--force",
+    )
+    assert cli(*argv).err == ""
+    once, twice = cli(*argv, "-v").err, cli(*argv, "-vv").err
+    for part in ("info: target tensorrt-rtx for sm89+", "info: pass fold-batchnorm: 9 changes", "info: calibrate: "):
+        assert part in once
+    assert "debug" not in once
+    for part in ("debug: quantize Gemm logits: FG201", "debug: range of ", "debug: pass "):
+        assert part in twice
 
 
 def test_logging_is_as_before_once_a_command_has_ended(cli, flow):

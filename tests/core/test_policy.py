@@ -33,7 +33,10 @@ def test_both_refuse_a_recipe_alike(case, tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.toml").write_text(text.replace(old, new, 1))
     onnx.save(model("(float[2,8] x, float[8,4] w) => (float[2,4] y) { y = MatMul(x, w) }"), "m.onnx")
     told = []
-    for words in (["recipes", "validate", "mine.toml"], ["optimize", "m.onnx", "-o", "o.onnx", "--recipe", "mine.toml"]):
+    for words in (
+        ["recipes", "validate", "mine.toml"],
+        ["optimize", "m.onnx", "-o", "o.onnx", "--recipe", "mine.toml"],
+    ):
         assert main([*words, "--json"]) == 2
         told.append(json.loads(capsys.readouterr().out)["error"])
     assert told[0] == told[1] and told[0]["code"] == code and says in told[0]["what"]

@@ -87,6 +87,7 @@ def test_scales_are_found_by_tensor_and_format(a, b, moved, counts):
         ({"io": {"shapes": {}}}, {"io": {}}, True),
         ({"weights": {"fp8": 8}}, {"weights": {"fp16": 16}}, False),
         ({"weights": {"fp8": 8}}, {"weights": {"fp8": 8, "fp16": 0}}, True),
+        ({"weights": {"fp8": 8}}, {"weights": {}}, True),
         ({"unknown": "new build"}, {}, False),
         ({"unknown": "new", "about": {"sha256": "1"}}, {"unknown": "new", "about": {"sha256": "1"}}, True),
         ({"unknown": "new", "about": {"sha256": "1"}}, {"unknown": "new", "about": {"sha256": "2"}}, False),

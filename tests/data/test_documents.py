@@ -87,7 +87,7 @@ def test_a_document_comes_back_as_it_was(kind):
 @pytest.mark.parametrize("version", ["2", "10", "0", "", "x", "1.5", "-1", "²"])
 def test_another_major_version_is_refused_with_advice(kind, version):
     changed = document(kind) | {"schema": f"fp8graph.{kind}/{version}"}
-    do = "update fp8graph" if version in ("2", "10") else "write the document anew"
+    do = "pip install -U fp8graph" if version in ("2", "10") else "write the document anew"
     with refused(InputError, "FG111", "f.json", f"version {version}", do):
         READERS[kind][1](changed, "f.json")
 

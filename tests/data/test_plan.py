@@ -178,6 +178,15 @@ def test_equal_quants_are_listed_once():
     assert [quant.value for quant in plan_of(proto).quants()] == ["x", "w"]
 
 
+@pytest.mark.parametrize(
+    ("slots", "precision"),
+    [((0, 1), "fp8"), ((0,), "storage"), ((1,), "storage"), ((2,), "storage"), ((0, 1, 2), "fp8"), ((), "bf16")],
+)
+def test_what_a_decision_is_to_compute_in(slots, precision):
+    inputs = {slot: Quant("x", "e4m3fn", PerTensor(), Scale("dynamic", "amax")) for slot in slots}
+    assert Decision("MatMul", "n", "quantize" if slots else "keep", WHY, "bf16", inputs).precision == precision
+
+
 def test_a_decision_turned_to_keep_quantizes_nothing():
     op = next(op for _, op in plan_of(model(BRANCHES)).quantized())
     kept = op.kept(Reason("FG212", "calibration data", "not finite"))

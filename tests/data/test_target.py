@@ -66,6 +66,7 @@ CHIPS = [  # target, chip, has FP8
     ("tensorrt-rtx", "sm89", True),
     ("tensorrt-rtx", "sm120", True),
     ("tensorrt", "sm90", True),
+    ("openvino", "cpu", True),
 ]
 
 
@@ -193,6 +194,12 @@ MEASURED = [  # facts that the tables of TensorRT-RTX have from engines
     ("Gemm", {"vector": False}, "native"),
     ("ConvTranspose", {"kernel_elements": 9, "group": 1}, "refused"),
 ]
+
+
+@pytest.mark.parametrize("op", ["Conv", "ConvTranspose", "MatMul", "Gemm"])
+@pytest.mark.parametrize("format", ["e4m3fn", "e5m2"])
+def test_openvino_emulates_whatever_it_takes(op, format):
+    assert target.load("openvino:cpu").row(op, format, {}).status == "emulated"
 
 
 @pytest.mark.parametrize(("op", "facts", "status"), MEASURED)

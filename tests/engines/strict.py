@@ -133,6 +133,8 @@ class Strict:
             return isinstance(value, self.enums[kind])
         if found := re.fullmatch(r"(?:collections\.abc\.Sequence|typing\.List|[Ll]ist)\[(.+)\]", kind):
             return isinstance(value, (list, tuple)) and all(self._takes(found[1], item) for item in value)
+        if re.fullmatch(r"[A-Z]\w+", kind):
+            return False  # a class that is not in the table: nobody has one
         raise MisuseError(f"the table says {kind}: teach strict.py what that is")
 
     def _returned(self, kind: str, place: str) -> Any:

@@ -34,6 +34,14 @@ def test_patterns_narrow_layers_by_any_node_that_they_name(tmp_path, pattern):
         fp8graph.inspect(tmp_path / "m.engine", op=["x_DQQ"])
 
 
+def test_profiles_share_their_weights(tmp_path):
+    second = bytes_.program(bytes_.FP8, inputs='"x [profile 1].1"')
+    path = tmp_path / "m.engine"
+    path.write_bytes(bytes_.engine(bytes_.program(bytes_.FP8), second))
+    found = fp8graph.inspect(path)
+    assert (found["profiles"], found["weights"]) == (2, {"fp32": 4, "fp8": 8192})
+
+
 def test_two_engines_tell_which_ops_changed_types(tmp_path):
     one, other = engine(tmp_path, "a", bytes_.FP8), engine(tmp_path, "b", bytes_.HIGH)
     found = fp8graph.diff(one, other)

@@ -24,10 +24,10 @@ ALLOWED = {
     "graph": MODELS,
     "core": MODELS,
     "fp8graph_passes": MODELS,
-    "runners": MODELS | RUNTIMES,
+    "runners": MODELS | RUNTIMES | {"cuda"},
     "calibrate": MODELS | {"ray"},
     "compare": MODELS,
-    "engines": MODELS | RUNTIMES | {"cuda"},
+    "engines": MODELS | RUNTIMES,
     "importers": MODELS,
     "search": ARRAYS,
     "flow": MODELS,
@@ -39,6 +39,7 @@ DISTRIBUTION = {
     "onnx_ir": "onnx-ir",
     "onnx_graphsurgeon": "onnx-graphsurgeon",
     "tensorrt_rtx": "tensorrt-rtx",
+    "cuda": "cuda-python",
     "google": "onnx",
 }
 OWN = {"fp8graph", "fp8graph_passes"}

@@ -108,7 +108,7 @@ def test_doctor_lists_versions_and_what_every_target_can_do_here():
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
     assert found["packages"]["onnx"] == onnx.__version__ and found["packages"]["fp8graph"]
     rows = {row["name"]: row for row in found["targets"]}
-    assert set(rows) == {"onnxruntime", "reference", "tensorrt", "tensorrt-rtx"}
+    assert set(rows) == {"onnxruntime", "openvino", "reference", "tensorrt", "tensorrt-rtx"}
     for row in rows.values():
         assert row["usable"] or (row["why_not"] and row["install"])
         assert {"optimize", "check", "compare"} <= set(row["can"])

@@ -10,10 +10,12 @@ import numpy as np
 import onnx
 import pytest
 
+import fp8graph
 from fp8graph.cli.main import main
+from fp8graph.testing import corpus
 from tests.small import feeds, model
 
-pytestmark = pytest.mark.skipif(
+needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,
     reason="tensorrt_rtx is not installed: pip install 'fp8graph[rtx]'",
 )
@@ -56,6 +58,35 @@ TRANSPOSED = """(float[1,8,8,8] x, float[8,8,3,3] w_a, float[8,8,3,3] w_b) => (f
     c = Conv <pads = [1, 1, 1, 1]> (h, w_b)
     y = ConvTranspose(c, w_a)
 }"""
+
+
+def every_graph(proto: onnx.ModelProto) -> list[onnx.GraphProto]:
+    """The main graph and all bodies."""
+    found = [proto.graph]
+    for graph in found:
+        found += [attribute.g for node in graph.node for attribute in node.attribute if attribute.HasField("g")]
+    return found
+
+
+@pytest.mark.parametrize("high", ["keep", "fp16"])
+@pytest.mark.parametrize("name", sorted(corpus()))
+def test_a_tensor_has_one_pair_of_a_scale_and_none_dangles(name, high):
+    proto = corpus()[name]
+    done = fp8graph.optimize(
+        proto, data="random", samples=2, high_precision_dtype=high, allow_unquantized=True, compare=False
+    )
+    graphs = every_graph(done.model)
+    read = {name for graph in graphs for node in graph.node for name in node.input}
+    read |= {value.name for graph in graphs for value in graph.output}
+    for graph in graphs:
+        scales = {item.name: item.raw_data or str(item) for item in graph.initializer}
+        pairs = [(n.input[0], scales[n.input[1]]) for n in graph.node if n.op_type == "QuantizeLinear"]
+        if name != "quantized":  # which came with pairs of its own
+            assert len(pairs) == len(set(pairs))
+        lost = [n.name for n in graph.node if "quantize" in n.op_type.lower() and not set(n.output) & read]
+        assert lost == []
+
+
 CASES = {  # model, options, ops that run in FP8
     "data movement": (MOVED, [], 2),
     "concat": (CONCAT, ["--recipe", "concat.toml"], 4),
@@ -82,6 +113,7 @@ def attested(folder: Path, text: str, options: list[str], high: str, capsys) -> 
     return found["result"]["attestation"]
 
 
+@needs_rtx
 @pytest.mark.parametrize("high", ["keep", "fp16"])
 @pytest.mark.parametrize("case", CASES)
 def test_every_planned_op_runs_in_fp8(case, high, tmp_path, monkeypatch, capsys):
@@ -90,6 +122,7 @@ def test_every_planned_op_runs_in_fp8(case, high, tmp_path, monkeypatch, capsys)
     assert attested(tmp_path, text, options, high, capsys)["counts"] == {"fp8": planned}
 
 
+@needs_rtx
 def test_an_embedding_in_fp8_is_stored_so_in_the_engine(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     sizes = []
@@ -98,9 +131,10 @@ def test_an_embedding_in_fp8_is_stored_so_in_the_engine(tmp_path, monkeypatch, c
         monkeypatch.chdir(tmp_path / name)
         attested(tmp_path / name, EMBEDDING, options, "keep", capsys)
         sizes.append((tmp_path / name / "o.engine").stat().st_size)
-    assert sizes[0] - sizes[1] > 512 * 64 * 2  # of four bytes an element one is left, and a scale a row
+    assert sizes[0] - sizes[1] > 512 * 64 * 2  # of four bytes an element one is left
 
 
+@needs_rtx
 def test_a_transposed_convolution_beside_bf16_builds(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert attested(tmp_path, TRANSPOSED, [], "bf16", capsys)["counts"] == {"fp8": 1}

@@ -252,7 +252,8 @@ def test_a_plan_made_alone_is_carried_out_in_its_place(tmp_path, digits, calibra
 
 @pytest.mark.parametrize("how", ["data", "ranges"])
 def test_a_plan_made_without_data_is_carried_out_with_it_as_in_one_go(tmp_path, how):
-    text = """(float16[1,2,n,32] q, float16[1,2,32,n] k, float16[1,2,n,32] v, float16[32,32] w) => (float16[1,2,n,32] y) {
+    text = """(float16[1,2,n,32] q, float16[1,2,32,n] k, float16[1,2,n,32] v, float16[32,32] w)
+        => (float16[1,2,n,32] y) {
         s = MatMul(q, k)
         p = Softmax <axis = -1> (s)
         c = MatMul(p, v)
@@ -276,7 +277,10 @@ def test_a_plan_made_without_data_is_carried_out_with_it_as_in_one_go(tmp_path, 
 
 
 def test_what_a_reader_of_the_plan_has_changed_stays(tmp_path):
-    proto = model("(float[n,32] x, float[32,32] w_a, float[32,32] w_b) => (float[n,32] y) { h = MatMul(x, w_a) y = MatMul(h, w_b) }")
+    proto = model(
+        """(float[n,32] x, float[32,32] w_a, float[32,32] w_b) => (float[n,32] y) {
+        h = MatMul(x, w_a) y = MatMul(h, w_b) }"""
+    )
     alone = fp8graph.optimize(proto, plan_only=True).plan
     reason = replace(alone.ops["h"].why, code="FG203", text="mine")
     mine = replace(alone, ops={**alone.ops, "h": alone.ops["h"].kept(reason)})

@@ -106,7 +106,7 @@ def test_what_is_no_file_is_refused(tmp_path):
 
 @pytest.mark.parametrize("thing", [None, 5, b"bytes", {"model": 1}, np.zeros(3), onnx.GraphProto()], ids=repr)
 def test_what_is_no_model_is_a_wrong_call(thing):
-    with refused(UsageError, "FG100", "is no model", "onnx.ModelProto"):
+    with refused(UsageError, "FG100", "is no kind of model", "onnx.ModelProto"):
         load(thing)
 
 

@@ -59,6 +59,18 @@ def test_what_is_not_the_same_tensor_keeps_its_pair(case):
     assert done.count == 0
 
 
+def test_codes_that_are_the_same_are_computed_once():
+    body = "h = Relu(x) y = MatMul(h, w_a) c = Constant <value_float = 0.125> () m = Mul(h, c)"
+    done = planned_run(
+        LiftPairs(), model(f"{HEAD} {{ {body} t = Transpose <perm = [0, 2, 1]> (m) z = MatMul(t, w_b) }}")
+    )
+    assert done.kinds["QuantizeLinear"] == 2  # the movement stands between
+    done = planned_run(LiftPairs(), model(f"{HEAD.replace('32,16] z', '16,32] z')} {{ {body} z = MatMul(m, w_a) }}"))
+    assert (done.count, done.kinds["QuantizeLinear"], done.kinds["DequantizeLinear"]) == (1, 1, 3)
+    old, new = done.outputs()
+    assert all((old[name] == new[name]).all() for name in old)
+
+
 def test_no_pair_moves_out_of_a_body():
     text = """(float[2,32] x, bool[1] c, float[32,32] w_a, float[32,32] w_b) => (float[2,32] y, float[2,32] z) {
         h = Relu(x)

@@ -107,3 +107,20 @@ def test_branches_that_quantize_one_tensor_share_the_cast_in_front_of_the_if():
     cast = quantizers[0].inputs[0].producer()
     assert cast.op_type == "Cast" and cast.graph is done.model.graph
     assert done.same()
+
+
+def test_of_scales_in_two_types_the_half_one_becomes_float32():
+    text = """(float16[4,32] x, float8e4m3fn[16,32] w, float16[16] w_s, {t} w_t) => (float16[4,16] y) {{
+        f = Cast <to = {k}> (x)
+        q = QuantizeLinear <output_dtype = 17> (f, w_t)
+        d = DequantizeLinear(q, w_t)
+        h = Cast <to = 10> (d)
+        v = DequantizeLinear <axis = 0> (w, w_s)
+        y = Gemm <transB = 1> (h, v)
+    }}"""
+    scales = {"w_s": np.full(16, 0.003), "w_t": np.array(0.01)}
+    done = run(SpellFp32Scales(), model(text.format(t="float", k=1), **scales))
+    assert done.count > 0 and done.same()
+    assert {array.dtype for name, array in done.constants.items() if name != "w"} == {np.dtype(np.float32)}
+    assert SpellFp32Scales().rewrite(done.model, done.ctx) == 0
+    assert run(SpellFp32Scales(), model(text.format(t="float16", k=10), **scales)).count == 0  # of one type they stay

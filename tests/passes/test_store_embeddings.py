@@ -1,4 +1,4 @@
-"""Embedding tables become codes with one scale a row; what is looked up is rounded to FP8 and nothing else."""
+"""Embedding tables become codes with one scale; what is looked up is rounded to FP8 and nothing else."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ OTHER = {
 
 
 @pytest.mark.parametrize("high", ["keep", "fp16", "bf16"])
-def test_a_table_is_stored_once_with_a_scale_for_each_row(high):
+def test_a_table_is_stored_once_with_one_scale(high):
     done = planned_run(StoreEmbeddings(), model(LOOK_UP), high=high)
     assert done.count == 2
     dequantize = {done.at(key).inputs[0].producer() for key in "ez"}
     assert len(dequantize) == 1
     (node,) = dequantize
-    assert node.op_type == "DequantizeLinear" and node.attributes["axis"].as_int() == 0
-    assert done.constants[node.inputs[1].name].shape == (9,)
+    assert node.op_type == "DequantizeLinear"
+    assert done.constants[node.inputs[1].name].shape == ()
     assert {note.code for note in done.ctx.notes.items()} >= {"FG224"}
     assert StoreEmbeddings().rewrite(done.model, done.ctx) == 0
 
@@ -41,8 +41,8 @@ def test_a_table_is_stored_once_with_a_scale_for_each_row(high):
 def test_rows_are_within_half_a_step_of_what_they_were():
     done = planned_run(StoreEmbeddings(), model(LOOK_UP))
     old, new = done.outputs()
-    table = np.abs(old["z"]).max(axis=1, keepdims=True)
-    assert 0 < np.abs(old["z"] - new["z"]).max() and (np.abs(old["z"] - new["z"]) <= table / 16).all()
+    apart = np.abs(old["z"] - new["z"])
+    assert apart.max() > 0 and (apart <= np.maximum(np.abs(old["z"]) / 16, 4 / 448 * 2**-10)).all()
 
 
 @pytest.mark.parametrize("case", OTHER)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx.reference
 import pytest
 
 import fp8graph
@@ -60,9 +61,7 @@ def test_products_add_up_in_fp32_and_are_stored_in_fp16():
 def test_a_body_and_a_function_are_expanded_too():
     body = """y = If(c) <then_branch = t () => (float16[4,32] p) { a = Mul(x, w_c) p = Div(a, w_c) },
         else_branch = e () => (float16[4,32] q) { q = Identity(x) }>"""
-    proto = model(
-        f"(float16[4,32] x, bool[1] c, float16[1] w_c) => (float16[4,32] y) {{ {body} }}", w_c=np.array([C])
-    )
+    proto = model(f"(float16[4,32] x, bool[1] c, float16[1] w_c) => (float16[4,32] y) {{ {body} }}", w_c=np.array([C]))
     got = reference(load(proto).model).run({"x": X, "c": np.array([True])})["y"]
     assert np.isinf(got).any()
     called = "(float16[4,32] x, float16[1] w_c) => (float16[4,32] y) { y = local.twice(x, w_c) }"
@@ -88,3 +87,20 @@ def test_the_comparison_of_optimize_shows_what_overflows(tmp_path):
     feed = {"x": X.astype(np.float32)}
     assert np.isinf(reference(tmp_path / "half.onnx").run(feed)["y"]).any()
     np.testing.assert_allclose(OnnxRuntime(load(model(text)).model).run(feed)["y"], feed["x"], rtol=1e-5)
+
+
+MIXED = """(float16[4,32] x, float8e4m3fn[32,8] w) => (float16[4,8] y) <float s = {0.01}, float t = {0.02}> {
+    q = QuantizeLinear <output_dtype = 17> (x, s)
+    d = DequantizeLinear <output_dtype = 10> (q, s)
+    v = DequantizeLinear <output_dtype = 10> (w, t)
+    y = MatMul(d, v)
+}"""
+
+
+def test_a_value_and_a_scale_of_two_types_are_run_as_opset_23_says():
+    proto = model(MIXED, opset=23)
+    onnx.checker.check_model(proto, full_check=True)
+    (expected,) = onnx.reference.ReferenceEvaluator(proto).run(None, {"x": X})
+    got = reference(load(proto).model).run({"x": X})["y"]
+    assert got.dtype == np.float16
+    np.testing.assert_allclose(got.astype(float), expected.astype(float), rtol=2e-3, atol=2e-3)

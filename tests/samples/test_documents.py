@@ -42,8 +42,9 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_block_works(page: Path, folder: Path):
     text = page.read_text(encoding="utf-8")
-    if " build " in text and importlib.util.find_spec("tensorrt_rtx") is None:
-        pytest.skip("tensorrt-rtx is not installed: pip install -e '.[rtx]'")
+    module, extra = ("openvino", "openvino") if page.stem == "openvino" else ("tensorrt_rtx", "rtx")
+    if " build " in text and importlib.util.find_spec(module) is None:
+        pytest.skip(f"{module} is not installed: pip install -e '.[{extra}]'")
     blocks = [block for block in _BLOCK.findall(text) if block[0] in ("sh", "python")]
     assert blocks
     for kind, body in blocks:

@@ -236,8 +236,9 @@ def engine(cwd: Path, *more: object, path: Path | None = None) -> Ran:
 
 @builder
 def test_an_engine_for_two_chips_is_built_and_attested(tmp_path: Path):
-    ran = engine(tmp_path, "--chips", "sm89", "sm120", "--max-batch", "16")
+    ran = engine(tmp_path, "--chips", "sm89", "sm120", "--max-batch", "16", "--script", "again.py")
     assert ran.status == 0, ran.err
+    assert "CHIPS = ['SM89', 'SM120']" in (tmp_path / "again.py").read_text()
     assert "for sm89+sm120: 9 fp8 of 9 planned ops" in ran.out
     assert "calibrating" in ran.err  # progress
     assert "Building engine" in ran.err
@@ -269,3 +270,11 @@ def test_a_missing_builder_is_status_4(tmp_path: Path, no_builder: Path):
     assert ran.status == 4
     assert "error[FG505]" in ran.err
     assert not (tmp_path / "out.engine").exists()
+
+
+def test_a_cache_in_fp8_is_fed_from_step_to_step(tmp_path: Path):
+    done = run(tmp_path, SAMPLES / "kv_cache.py", "-o", "decoder.onnx")
+    assert done.status == 0, done.err
+    assert "past_key -> present_key: e4m3fn" in done.out
+    assert "4096 bytes in fp32, 1024 in FP8" in done.out
+    assert float(done.out.rpartition("output ")[2].split()[0]) > 12

@@ -170,7 +170,7 @@ CODES = (
     Code(
         "FG224",
         "an embedding is stored in FP8",
-        "The pass store-embeddings was asked for: the table has codes of the weights' format, one scale a row.",
+        "The pass store-embeddings was asked for: the table has codes of the weights' format.",
         "The table takes a quarter of the bytes of float32. A look-up has no arithmetic that FP8 would speed up.",
         "Compare with and without it; leave the pass out where accuracy suffers.",
     ),

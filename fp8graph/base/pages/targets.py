@@ -51,11 +51,12 @@ CODES = (
     Code(
         "FG307",
         "an activation's scale is no scalar",
-        "The scale of an activation has an axis, is computed in the graph, or is a list of one: the target wants one "
-        "constant scale for the tensor, of rank 0.",
-        "Of a list of one, a Conv falls back, and the builder fails where it is its weight's. With a computed scale FP8 is "
-        "only simulated.",
-        "Use one scale of rank 0 (`check --fix` makes it so). For a computed scale s: x / s, Q/DQ with scale 1, the op, * s.",
+        "The scale of an activation has an axis, is computed in the graph, or is a list of one: the target wants "
+        "one constant scale for the tensor, of rank 0.",
+        "Of a list of one, a Conv falls back, and the builder fails where it is its weight's. With a computed scale"
+        " FP8 is only simulated.",
+        "Use one scale of rank 0 (`check --fix` makes it so). For a computed scale s: x / s, Q/DQ with scale 1, the"
+        " op, * s.",
     ),
     Code(
         "FG308",
@@ -111,8 +112,8 @@ CODES = (
     Code(
         "FG315",
         "the weight needs one scale here",
-        "The weight has a scale for each output channel, and the target runs this operator in FP8 only with one for the "
-        "whole weight: a packed qkv product, for one.",
+        "The weight has a scale for each output channel, and the target runs this operator in FP8 only with one for"
+        " the whole weight: a packed qkv product, for one.",
         "The engine falls back to high precision without a word.",
         "Quantize this weight with one scale, or split the product into one for each of q, k and v.",
     ),
@@ -127,8 +128,9 @@ CODES = (
     Code(
         "FG317",
         "an FP8 tensor goes where none is taken",
-        "An operator other than DequantizeLinear reads an FP8 tensor. Of moves, Transpose, Reshape, Flatten, Identity and "
-        "Concat may; an FP8 constant goes into DequantizeLinear directly, and no FP8 tensor enters a branch of If.",
+        "An operator other than DequantizeLinear reads an FP8 tensor. Of moves, Transpose, Reshape, Flatten, "
+        "Identity and Concat may; an FP8 constant goes into DequantizeLinear directly, and no FP8 tensor enters a "
+        "branch of If.",
         "The builder refuses the model: 'has datatype FP8 but is not consumed by', 'only allowed before DQ'.",
         "Put DequantizeLinear before that operator. What is to be FP8 behind it wants a pair of its own.",
     ),
@@ -142,26 +144,27 @@ CODES = (
     Code(
         "FG319",
         "attention loses its fused kernel",
-        "The products of an attention are quantized, and the engine does not make one FP8 kernel of it: Q, K, V or the "
-        "result of Softmax lacks Q/DQ, there are fewer than 32 keys (also as the least of the profile), a guard against "
-        "NaN stands behind Softmax, or the graph is in fp32.",
+        "The products of an attention are quantized, and the engine does not make one FP8 kernel of it: Q, K, V or "
+        "the result of Softmax lacks Q/DQ, there are fewer than 32 keys (also as the least of the profile), a guard"
+        " against NaN stands behind Softmax, or the graph is in fp32.",
         "Two products and a Softmax in memory instead of one kernel: often slower than fp16, which does fuse.",
-        "The finding names the reason. Put Q/DQ on all four (scale 1/448 behind Softmax) or on none; take the guard away "
-        "(`check --fix`); build for shapes of 32 keys or more; use fp16.",
+        "The finding names the reason. Put Q/DQ on all four (scale 1/448 behind Softmax) or on none; take the guard"
+        " away (`check --fix`); build for shapes of 32 keys or more; use fp16.",
     ),
     Code(
         "FG320",
         "the engine's shapes cost what the plan's do not",
-        "The model is built for other shapes than its plan was made for, and under these the target runs the operator "
-        "worse: an attention whose least number of keys is below 32, for one, loses its fused FP8 kernel.",
+        "The model is built for other shapes than its plan was made for, and under these the target runs the "
+        "operator worse: an attention whose least number of keys is below 32, for one, loses its fused FP8 kernel.",
         "The engine is built, computes the same, and is slower than the plan says.",
-        "Build for the plan's shapes, or `optimize` anew with yours: what does not pay under them then stays as it was.",
+        "Build for the plan's shapes, or `optimize` anew with yours: what does not pay under them then stays as it "
+        "was.",
     ),
     Code(
         "FG321",
         "the engine's shapes allow what the plan's do not",
-        "An operator was kept in high precision because of the shapes that the plan was made for; the model is built for "
-        "others, under which the target runs it in FP8.",
+        "An operator was kept in high precision because of the shapes that the plan was made for; the model is "
+        "built for others, under which the target runs it in FP8.",
         "It stays in high precision: a build changes no decision.",
         "`optimize` anew with these shapes, where you want it in FP8.",
     ),
@@ -211,8 +214,8 @@ CODES = (
     Code(
         "FG328",
         "the target does not import an operator",
-        "The operator is not known to the target's importer: one of ONNX Runtime's own (FusedMatMul, FusedConv), one on "
-        "integers (QLinearMatMul), or a custom one.",
+        "The operator is not known to the target's importer: one of ONNX Runtime's own (FusedMatMul, FusedConv), "
+        "one on integers (QLinearMatMul), or a custom one.",
         "The build fails, whatever else is in the model.",
         "Take the model as it was before ONNX Runtime optimised it; give a custom operator's library to `build "
         "--custom-ops`.",
@@ -262,8 +265,8 @@ CODES = (
     Code(
         "FG335",
         "scales do not fit their tensor",
-        "A list of scales has the wrong length, its axis does not exist, its blocks do not divide the tensor; or weights "
-        "are joined behind their DequantizeLinear.",
+        "A list of scales has the wrong length, its axis does not exist, its blocks do not divide the tensor; or "
+        "weights are joined behind their DequantizeLinear.",
         "The build fails.",
         "Quantize anew: one scale, or one for each index of the output channels' axis.",
     ),

@@ -66,8 +66,32 @@ def load_npy(path: Path) -> Array:
         raise _unreadable(path, str(error) or "it is no array") from error
 
 
+def shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the arrays of an .npz or .npy file (of that: by the file's name), from their headers alone."""
+    if path.suffix == ".npy":
+        with path.open("rb") as file:
+            return {path.stem: _header(file, path.stat().st_size, path)[0]}
+    with zipfile.ZipFile(path) as archive:
+        found = {}
+        for info in archive.infolist():
+            with archive.open(info) as member:
+                found[info.filename.removesuffix(".npy")] = _header(member, info.file_size, path)[0]
+        return found
+
+
 def _array(file: IO[bytes], size: int, path: Path) -> Array:
     """Reads one array after holding its header against the bytes that are there."""
+    shape, fortran, dtype = _header(file, size, path)
+    data = file.read(math.prod(shape) * dtype.itemsize)
+    if len(data) != math.prod(shape) * dtype.itemsize:
+        raise _unreadable(path, "it is cut off")
+    file.read(1)  # lets a zip member check its sum
+    array = np.frombuffer(data, dtype)
+    return array.reshape(shape[::-1]).T if fortran else array.reshape(shape)
+
+
+def _header(file: IO[bytes], size: int, path: Path) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether it is in Fortran order, and type of an array, held against the bytes that are there."""
     version = np.lib.format.read_magic(file)
     readers: dict[tuple[int, int], Any] = {
         (1, 0): np.lib.format.read_array_header_1_0,
@@ -83,12 +107,7 @@ def _array(file: IO[bytes], size: int, path: Path) -> Array:
         raise _unreadable(path, "it holds pickled objects, which are never opened", do="save arrays of numbers")
     if any(d < 0 for d in shape) or math.prod(shape) * dtype.itemsize > size:
         raise _unreadable(path, f"its header claims shape {shape}, the file is too short for that")
-    data = file.read(math.prod(shape) * dtype.itemsize)
-    if len(data) != math.prod(shape) * dtype.itemsize:
-        raise _unreadable(path, "it is cut off")
-    file.read(1)  # lets a zip member check its sum
-    array = np.frombuffer(data, dtype)
-    return array.reshape(shape[::-1]).T if fortran else array.reshape(shape)
+    return shape, fortran, dtype
 
 
 def files_in(path: Path) -> list[Path]:

@@ -55,10 +55,17 @@ def run(args: argparse.Namespace, console: Console) -> Outcome:
     tensors = len(values) if values is not None else None
     return Outcome(
         text=text.calibrated(
-            model=model, tensors=tensors, samples=samples, files=done.files, next_command=_next(args, model)
+            model=model,
+            tensors=tensors,
+            samples=samples,
+            files=done.files,
+            findings=done.findings,
+            next_command=_next(args, model),
+            paint=console.paint,
         ),
         result={"ranges": args.output, "tensors": tensors, "samples": samples},
         files=done.files,
+        findings=done.findings,
     )
 
 

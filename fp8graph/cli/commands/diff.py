@@ -1,7 +1,8 @@
-"""Lays two plans, models or engines side by side: which ops changed precision, which scales moved, bytes by type.
+"""Lays two plans, models or engines side by side: what changed.
 
-Two attestations and two ranges, too. Status 0 where both hold the same, 1 where they differ or where one could not be
-read. What the files are, such as the recipe's name or the builder's version, is shown and does not count.
+Which ops changed precision, which scales moved, bytes by type. Two attestations and two ranges, too.
+Status 0 where both hold the same, 1 where they differ or where one could not be read. What the files
+are, such as the recipe's name or the builder's version, is shown and does not count.
 """
 
 from __future__ import annotations

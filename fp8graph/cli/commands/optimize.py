@@ -125,11 +125,12 @@ def _next(args: argparse.Namespace, model: str, plan_path: str | None, plan: Any
     from fp8graph.data import target
 
     out = shlex.quote(args.output)
+    given = shlex.join(args.data) if args.data else "FILE"
     if args.plan_only:
-        data = "" if plan.settled else " --data FILE"
+        data = "" if plan.settled else f" --data {given}"
         return f"python -m fp8graph optimize {shlex.quote(model)} -o {out} --plan {shlex.quote(str(plan_path))}{data}"
     if not target.load(plan.target).builder:
-        return f"python -m fp8graph compare {shlex.quote(model)} {out} --data FILE"
+        return f"python -m fp8graph compare {shlex.quote(model)} {out} --data {given}"
     engine = shlex.quote(str(Path(args.output).with_suffix(".engine")))
     return f"python -m fp8graph build {out} -o {engine} --target {_buildable(plan.target)} --attest"
 

@@ -1,6 +1,7 @@
-"""Joins plan, comparison and attestation by op key: what was planned, why, what the engine does, what it costs.
+"""Joins plan, comparison and attestation by operator.
 
-Takes a plan, and what attest, compare, build --attest or optimize printed by --json. Recomputes nothing.
+What was planned and why, what the engine does, what it costs. Takes a plan, and what attest, compare,
+build --attest or optimize printed by --json. Recomputes nothing.
 """
 
 from __future__ import annotations

@@ -66,5 +66,7 @@ def run(args: argparse.Namespace, console: Console) -> Outcome:
             "ir_version": one.ir_version,
             "through": list(one.through),
             "rows": [listing.row_json(row) for row in chosen],
+            "types": [vars(item) for item in one.types if args.op in (None, *item.ops)],
+            "epilogues": [vars(item) for item in one.epilogues if args.op in (None, *item.ops)],
         },
     )

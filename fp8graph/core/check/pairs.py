@@ -50,7 +50,7 @@ def _scale(look: Look, place: walk.Place) -> Iterator[Found]:
         text = f"the scale '{scale.name}' is so small that 1/scale overflows fp16: the engine divides instead"
         yield look.found("FG325", place, text, "give the scale in fp32", "info")
     if array.shape == (1,) and is_dequantizer(place.node) and look.table.scalars and not _is_vector(look, place.node):
-        text = f"the scale '{scale.name}' has shape [1]: harmless here, and what makes a Conv fall back"
+        text = f"the scale '{scale.name}' has shape [1]: a list of one, where a scalar is meant"
         yield look.found("FG307", place, text, f"give it rank 0: {_FIX}", "info")
 
 

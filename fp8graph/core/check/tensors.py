@@ -38,6 +38,7 @@ def _read(look: Look, place: walk.Place) -> Iterator[Found]:
         return
     quantizes = is_quantizer(node) or is_dequantizer(node)
     for slot, value in enumerate(node.inputs):
+        yield from _imported(look, place, slot, value)
         if not _is_fp8(look, value) or (quantizes and slot > 0) or value is None:
             continue
         maker = value.producer()
@@ -52,6 +53,21 @@ def _read(look: Look, place: walk.Place) -> Iterator[Found]:
         elif not stored and _enters_branch(look, maker, node):
             text = f"the FP8 tensor '{value.name}' enters a branch of If: it is refused there"
             yield look.found("FG317", place, text, "put Q and DQ into the branch, both of them", "error")
+
+
+def _imported(look: Look, place: walk.Place, slot: int, value: ir.Value | None) -> Iterator[Found]:
+    """Constants of types that the importer does not take, or the chip has not."""
+    kind = word(look.reading.dtype(value)) if value is not None and look.reading.constant(value) else ""
+    imports, quantizes = look.table.imports, is_quantizer(place.node) or is_dequantizer(place.node)
+    if value is None or not kind or imports is None:
+        return
+    told = quantizes and look.reading.format(place.node) == kind and family(kind) == "fp8"  # with its pair
+    if kind not in imports and not told:
+        text = f"'{value.name}' is {kind}, which {look.target.name} does not import"
+        yield look.found("FG330", place, text, "quantize anew to e4m3fn", "error")
+    elif family(kind) == "fp4" and slot == 0 and (bad := [c for c in look.target.chips if c not in look.table.fp4]):
+        text = f"'{value.name}' is {kind}, for which {', '.join(bad)} has no arithmetic"
+        yield look.found("FG330", place, text, f"--target {look.target.name}:{'+'.join(look.table.fp4)}", "error")
 
 
 def _enters_branch(look: Look, maker: ir.Node | None, node: ir.Node) -> bool:

@@ -48,9 +48,7 @@ def _functions(look: Look) -> Iterator[Found]:
     for identifier, function in look.model.functions.items():
         if calls[identifier] > 1 and any(node.name for node in function):
             place = next(place for place in look.places if place.node.op_identifier() == identifier)
-            text = (
-                f"the function {identifier[1]} is called {calls[identifier]} times and names its nodes: the import "
-            )
+            text = f"the function {identifier[1]} is called {calls[identifier]} times and names its nodes: the import "
             text += "of it takes each name once"
             yield look.found("FG340", place, text, _FIX, "error")
 

@@ -61,11 +61,22 @@ ENUMS = [
     "LayerInformationFormat",
 ]
 FUNCTIONS = ("init_libnvinfer_plugins", "get_plugin_registry", "get_builder_plugin_registry", "nptype", "volume")
-CUDA = (
-    "cudaGetDeviceCount cudaGetDeviceProperties cudaGetErrorString cudaMalloc cudaFree cudaMemcpyAsync "
-    "cudaStreamCreate cudaStreamDestroy cudaStreamSynchronize cudaEventCreate cudaEventDestroy cudaEventRecord "
-    "cudaEventSynchronize cudaEventElapsedTime"
-).split()  # noqa: SIM905
+CUDA = [
+    "cudaGetDeviceCount",
+    "cudaGetDeviceProperties",
+    "cudaGetErrorString",
+    "cudaMalloc",
+    "cudaFree",
+    "cudaMemcpyAsync",
+    "cudaStreamCreate",
+    "cudaStreamDestroy",
+    "cudaStreamSynchronize",
+    "cudaEventCreate",
+    "cudaEventDestroy",
+    "cudaEventRecord",
+    "cudaEventSynchronize",
+    "cudaEventElapsedTime",
+]
 _LIBRARIES = ("nvinfer", "nvinfer_plugin", "nvonnxparser")
 _LINKED = [
     "createInferBuilder_INTERNAL",
