@@ -51,7 +51,7 @@ def check_alike(a: ir.Model, b: ir.Model, where: str) -> None:
             has, lacks = ("the first", "the second") if other is None else ("the second", "the first")
             needed = (one or other or InputSpec("", None, None)).required
             what = f"{has} model has an input '{name}', {lacks} has none" if needed or other is None else ""
-        elif one.dtype != other.dtype:
+        elif one.dtype != other.dtype and not (_is_coded(one) or _is_coded(other)):
             what = f"the input '{name}' is {one.dtype} in the first model, {other.dtype} in the second"
         else:
             clash = one.dims is not None and other.dims is not None and not _fit(one.dims, other.dims)
@@ -64,6 +64,11 @@ def check_alike(a: ir.Model, b: ir.Model, where: str) -> None:
                 do="compare models with the same inputs: python -m fp8graph inspect MODEL lists them",
                 code="FG107",
             )
+
+
+def _is_coded(spec: InputSpec) -> bool:
+    """Whether an input takes FP8 codes (a cache): runners encode the floats of the other model for it."""
+    return str(spec.dtype).startswith("float8")
 
 
 def _fit(one: tuple[int | None, ...], other: tuple[int | None, ...]) -> bool:

@@ -59,7 +59,7 @@ class Model:
                 "--external-data-size-threshold",
                 type=values.size,
                 metavar="SIZE",
-                help="weights go to OUT.data when the model is larger (such as 100M)",
+                help="each weight larger than SIZE bytes goes to OUT.data (1M); without it: where they were",
             )
         return group
 

@@ -22,9 +22,8 @@ from fp8graph.graph import walk
 from fp8graph.graph.tensors import dims, is_constant
 
 Dims = tuple[int | None, ...]
-_MOVES = frozenset(
-    {"Reshape", "Transpose", "Unsqueeze", "Squeeze", "Identity", "Cast", "QuantizeLinear", "DequantizeLinear"}
-)
+# A QuantizeLinear on the way, as other tools write it, ends the product's kernel: behind it nothing falls back.
+_MOVES = frozenset({"Reshape", "Transpose", "Unsqueeze", "Squeeze", "Identity", "Cast"})
 
 
 class Facts:

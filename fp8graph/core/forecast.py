@@ -318,6 +318,9 @@ class Prophet:
     def _row(self, node: ir.Node, pair: Sequence[Operand]) -> Iterator[Forecast]:
         if any(size == 0 for each in pair for size in self.reading.shape(each.value) or ()):
             yield Forecast("fell-back", "FG338", "info", "an operand is empty: there is nothing to compute")
+        imports = self.table.imports
+        if node.op_type == "Attention" or (imports is not None and any(each.format not in imports for each in pair)):
+            return  # told already
         op_type = "MatMul" if node.op_type in ("Einsum", "TRT_QuantizedAttention") else node.op_type
         facts = self.row_facts(node)
         _, row = self.target.worst(op_type, [each.format for each in pair[:2]], facts)
@@ -325,7 +328,7 @@ class Prophet:
             text = f"{node.op_type} is quantized, and {self.target.name} does not run it in FP8: {row.text}"
             do = "leave it unquantized"
             yield Forecast("fell-back", "FG313", "warning", text, do)
-        # Measured with tensorrt_rtx 1.7.1: a weight that Q and DQ follow in the graph keeps FP8 there, stored codes do not.
+        # Measured with tensorrt_rtx 1.7.1: stored codes fall back there, a weight with its Q in the graph does not.
         vectors = [
             each
             for each in pair

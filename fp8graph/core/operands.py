@@ -198,7 +198,11 @@ class Follower:
 def _reads_dequantized(node: ir.Node) -> bool:
     """Whether an op that is no product reads directly from a DQ: what it does hides the pair from its reader."""
     value = given(node, 0)
-    return node.op_type not in PRODUCTS and value is not None and is_dequantizer(value.producer())
+    maker = value.producer() if value is not None else None
+    if maker is not None and maker.op_type == "Cast":
+        value = given(maker, 0)
+        maker = value.producer() if value is not None else None
+    return node.op_type not in PRODUCTS and is_dequantizer(maker)
 
 
 def _moved(

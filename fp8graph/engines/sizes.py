@@ -11,6 +11,7 @@ import onnx_ir as ir
 from fp8graph.data.plan import Shapes
 from fp8graph.engines.sites import constants, operand
 from fp8graph.graph import protos, walk
+from fp8graph.runners.expand import quantized_attention
 
 _Shape = tuple[int, ...]
 
@@ -22,6 +23,7 @@ def op_sizes(model: ir.Model, shapes: Shapes) -> dict[str, tuple[int | None, int
     element, whatever it is stored in: so shares compare what FP8 makes of it. A product of two activations has none.
     A body counts once, however often it runs; bodies of functions are not inferred.
     """
+    model = quantized_attention.expand(model)
     shape = _shapes_under(model, shapes)
     known = constants(model)
     sizes = {}

@@ -163,7 +163,7 @@ TABLE: tuple[Row, ...] = (
         r"|operand\.h:\d+: CHECK\(is_constant",
         "scales in blocks do not fit this tensor",
         "blocks have to divide the axis, which is one of the last two; and FP8 activations take no block scales at all",
-        "optimize with --recipe fp8-default (one scale per output channel), or fp8-weight-only",
+        "optimize with --recipe fp8-default (one scale per output channel)",
     ),
     Row(
         r"Mismatch between attribute output_dtype",

@@ -93,7 +93,9 @@ def build(
             f"target '{aim.name}' builds no engine", where="--target", do=f"choose one of {able}", code="FG101"
         )
     read = [source, plan_path, *load(source).external, *(Path(item) for item in custom_ops or ())]
-    _check_outputs(aim.builder, output, emit_script, load_timing_cache, save_timing_cache, read, force)
+    _check_outputs(
+        aim.builder, output, emit_script, load_timing_cache, save_timing_cache, read, force=force, attest=attest
+    )
     job = BuildJob(
         model=str(source.absolute()),
         builder=aim.builder,
@@ -138,13 +140,18 @@ def _check_outputs(
     load_cache: str | Path | None,
     save_cache: str | Path | None,
     inputs: Sequence[Path | None],
+    *,
     force: bool,
+    attest: bool,
 ) -> None:
     """Everything that will be written, before anything is done. A timing cache may be read and written in place."""
     read = [path for path in inputs if path is not None]
     if emit_script is not None and builder not in script.MODULES:
         do = f"choose one of {', '.join(script.MODULES)}"
         raise UsageError(f"there are no build scripts for '{builder}'", where="--emit-script", do=do, code="FG101")
+    if output is None and attest:
+        do = "name an engine after -o, or attest where the script has built one"
+        raise UsageError("there is no engine to attest", where="--attest", do=do, code="FG100")
     if output is None and emit_script is None:
         raise UsageError("nothing was asked for", do="name an engine, a script, or both", code="FG100")
     if output is not None:

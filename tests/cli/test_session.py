@@ -100,6 +100,23 @@ def test_an_unexpected_exception_is_status_5_one_message_and_a_file(cli, flow):
     assert "arguments: ['optimize', 'm.onnx'" in text
 
 
+def test_a_pass_that_fails_is_named_with_the_file_of_its_traceback(cli, digits, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "mine.py").write_text(
+        "from fp8graph import PlanRule\n"
+        "class Mine(PlanRule):\n"
+        "    def decide(self, op, ctx):\n"
+        "        return {}['gone']\n"
+    )
+    asked = ("optimize", digits / "cnn.onnx", "-o", tmp_path / "o.onnx", "--pass-file", f"{tmp_path / 'mine.py'}:Mine")
+    done = cli(*asked, "--plan-only", "--json")
+    assert done.status == done.json["status"] == 5
+    error = done.json["error"]
+    assert (error["code"], error["what"], error["why"]) == ("FG901", "the rule mine failed", "KeyError: 'gone'")
+    saved = Path(error["where"].partition("traceback in ")[2])
+    assert "return {}['gone']" in saved.read_text(encoding="utf-8") and "Traceback" not in done.err
+
+
 def test_verbose_shows_the_traceback(cli, flow, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     flow.answers["optimize"] = ZeroDivisionError()

@@ -186,6 +186,10 @@ MEASURED = [  # facts that the tables of TensorRT-RTX have from engines
     ("MatMul", {"attention": True, "high": "single", "keys": 31}, "native"),
     # neither precision fuses: two products in FP8 are better than two in fp16
     ("MatMul", {"attention": True, "high": "half", "keys": 64, "head_size": 257}, "native"),
+    ("MatMul", {"attention": True, "high": "half", "keys": 64, "head_size": 16}, "native"),
+    ("MatMul", {"attention": True, "high": "single", "keys": 64, "head_size": 15}, "costly"),
+    ("Conv", {"kernel_elements": 9, "group": 1, "in_channels": 3}, "costly"),
+    ("Conv", {"kernel_elements": 9, "group": 1, "in_channels": 4}, "native"),
     ("MatMul", {"attention": True, "high": "half", "keys": 64, "queries": 1}, "costly"),
     ("MatMul", {"attention": True, "high": "half", "keys": 64, "queries": 2}, "native"),
     ("MatMul", {"attention": True, "high": "half", "keys": 64, "guarded": True}, "costly"),

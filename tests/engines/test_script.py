@@ -96,6 +96,7 @@ def test_without_an_engine_the_script_alone_is_written(tmp_path: Path):
         ({"target": "tensorrt", "emit_script": "m.onnx"}, "FG103"),
         ({"target": "tensorrt", "emit_script": None}, "FG100"),
         ({"target": "tensorrt", "output": "b.py"}, "FG103"),
+        ({"target": "tensorrt", "attest": True}, "FG100"),
     ],
     ids=str,
 )

@@ -186,7 +186,7 @@ CODES = (
     Code(
         "FG226",
         "whether tensors fit fp16 is not known",
-        "The model could not be run on the data given, and no scale needs that; constants alone were held against fp16.",
+        "The model could not be run on the data given, and no scale needs it; constants alone were held against fp16.",
         "A tensor that overflows would be infinite in the result.",
         "Give the library that holds the model's operators: --custom-ops LIB.so; or --high-precision-dtype bf16.",
     ),

@@ -32,7 +32,7 @@ CODES = (
         "The target runs the operator in FP8, and a source says that this is no faster (depthwise convolutions, for "
         "one).",
         "It would cost accuracy for nothing.",
-        "Nothing. --fp8-everywhere (recipe fp8-full) quantizes it all the same.",
+        "Nothing. --fp8-everywhere quantizes it all the same.",
     ),
     Code(
         "FG305",

@@ -85,7 +85,7 @@ def _made(look: Look, place: walk.Place) -> Iterator[Found]:
         return
     if any(_is_fp8(look, value) for value in node.outputs):
         text = f"{node.op_type} makes an FP8 tensor: engines take such from QuantizeLinear alone"
-        do = "write x / s, Cast, Cast, * s as Q/DQ with scale s: `optimize` does so on the unquantized model"
+        do = "write x / s, Cast, Cast, * s as Q/DQ with scale s"
         yield look.found("FG318", place, text, do, "error")
 
 

@@ -72,6 +72,11 @@ def _write_out(place: walk.Place, names: edit.Names) -> None:
     codes = add("QuantizeLinear", wide, step, of=fp8, output_dtype=int(fp8))
     rounded = add("Cast", add("DequantizeLinear", codes, step, of=ir.DataType.FLOAT), to=int(dtype))
     add("MatMul", rounded, v)
+    # The products are the ops that the operator stood for.
+    products = [one for one in made if one.op_type == "MatMul"]
+    for product, key in zip(products, (node.metadata_props.get(walk.ALSO, ""), walk.node_key(node)), strict=True):
+        if key:
+            product.metadata_props[walk.KEY] = key
     graph.insert_before(node, made)
     old = node.outputs[0]
     edit.take_over(old, made[-1].outputs[0], rename=True)
