@@ -19,7 +19,7 @@ COMMANDS = {
     "attest": "Says for every planned operator what the engine really does.",
     "compare": "Runs two models on the same data and measures how far they lie apart.",
     "bench": "Measures how fast engines are on the GPU of this machine.",
-    "check": "Reports what keeps a model's Q/DQ from running in low precision.",
+    "check": "Reports what keeps a model's Q/DQ from running in low precision, and mends what can be mended.",
     "diff": "Lays two plans, models or engines side by side: what changed.",
     "inspect": "Shows what is in a model, plan, ranges, engine or attestation.",
     "report": "Joins plan, comparison and attestation by operator.",

@@ -183,7 +183,7 @@ class Prophet:
                 "divide by the scale before a Q/DQ with scale 1, and multiply behind the op",
             )
         shape = self.reading.shape(scale)
-        if node.op_type in self.table.scalars and shape == (1,) and self._one_channel(each) is False:
+        if node.op_type in self.table.scalars and shape == (1,) and not self._one_channel(each):
             weight = self.is_weight(each)
             text = f"the scale '{scale.name}' of operand {slot} has shape [1]: "
             text += "the builder fails on it" if weight else "the op runs in high precision"
@@ -201,12 +201,10 @@ class Prophet:
         return self.reading.constant(scale) or (bool(given_) and all(self.reading.constant(each) for each in given_))
 
     def _one_channel(self, each: Operand) -> bool:
-        """Whether one scale in a list is a list of channels of which there is one."""
+        """Whether one scale in a list stands for the output channels of a weight, of which there is one."""
         assert each.dequantizer is not None
         shape = self.reading.shape(each.dequantizer.outputs[0])
-        axis = attribute(each.dequantizer, "axis", 1)
-        explicit = "axis" in each.dequantizer.attributes
-        return explicit and shape is not None and -len(shape) <= axis < len(shape) and shape[axis] == 1
+        return shape is not None and shape[:1] == (1,) and attribute(each.dequantizer, "axis", 1) in (0, -len(shape))
 
     def _blocks(self, node: ir.Node, pair: Sequence[Operand]) -> Iterator[Forecast]:
         for slot, each in enumerate(pair):
@@ -340,12 +338,11 @@ class Prophet:
         if facts.get("attention") and facts.get("queries") == 1 and facts.get("high") == "half":
             text = "attention of one query: the fused kernel reads its operands in high precision"
             yield Forecast("fell-back", "FG338", "info", text, "leave attention unquantized in a decoder of one token")
-        if row.status == "costly" and facts.get("attention"):
+        elif row.status == "costly" and facts.get("attention") and any(bound.fact == "high" for bound in row.when):
+            # A row that asks for half precision compares with what fuses there.
             yield Forecast("fp8", "FG319", "warning", f"it runs in FP8, and not fused: {row.text}", _UNFUSED)
-        if row.status == "costly":
-            yield Forecast(
-                "fp8", "FG314", "info", f"it runs in FP8, which does not pay: {row.text}", "leave it unquantized"
-            )
+        elif row.status == "costly":
+            yield Forecast("fp8", "FG314", "info", f"it runs in FP8, which does not pay: {row.text}", _ALONE)
 
 
 def is_product(node: ir.Node) -> bool:

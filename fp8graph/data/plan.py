@@ -201,10 +201,10 @@ class Plan:
     recipe: Mapping[str, Any]
     ops: Mapping[OpKey, Decision]
     shapes: Shapes = field(default_factory=dict)
-    caches: Mapping[str, Cache] = field(default_factory=dict)
     asked: Mapping[str, Any] = field(default_factory=dict)
     data: str = ""
     arrays: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    caches: Mapping[str, Cache] = field(default_factory=dict)
 
     def quantized(self) -> Iterator[tuple[OpKey, Decision]]:
         """Ops that are quantized, in graph order."""

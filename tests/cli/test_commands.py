@@ -420,8 +420,9 @@ def test_targets_are_listed_and_every_page_has_its_sources(cli):
         page = cli("targets", "show", name)
         assert page.status == 0
         result = cli("targets", "show", name, "--json").json["result"]
-        assert all(row["source"] for row in result["rows"])
-        assert page.out.count("source: ") == len(result["rows"])
+        told = [*result["rows"], *result["types"], *result["epilogues"]]
+        assert all(row["source"] for row in told)
+        assert page.out.count("source: ") == len(told)
 
 
 def test_a_target_s_page_narrows_to_an_op_and_a_chip(cli):

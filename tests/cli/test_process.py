@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
@@ -84,6 +85,24 @@ def test_handlers_are_as_before_once_a_command_has_ended():
         signal.raise_signal(signal.SIGTERM)
     assert signals.status_of(raised.value) == 143
     assert [signal.getsignal(getattr(signal, name)) for name in signals.NAMES] == before
+
+
+@POSIX
+def test_an_import_comes_to_its_end_before_a_signal_is_heard(tmp_path, monkeypatch):
+    """Measured: ONNX Runtime's extension, interrupted while it is imported, aborts the process."""
+    (tmp_path / "interrupted_module.py").write_text(
+        "import signal\nsignal.raise_signal(signal.SIGTERM)\nwhole = True\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    seen = []
+
+    def work() -> None:
+        seen.append(importlib.import_module("interrupted_module").whole)
+        signal.pause()  # until the alarm clock of the handler
+
+    with pytest.raises(signals.Stopped), signals.stopping():
+        work()
+    assert seen == [True]
 
 
 @POSIX

@@ -19,6 +19,7 @@ from tests.small import contents, feeds, model, refused
 
 TEXT = "(float[n,8] x, float[8,8] w, float[8,8] w_b) => (float[n,8] y) { h = MatMul(x, w) y = MatMul(h, w_b) }"
 CODE = """
+from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 from fp8graph import Exact, Opinion, PlanRule, Repair, RewritePass, Stage
@@ -352,3 +353,12 @@ def test_calibrate_observes_what_the_same_options_of_optimize_need(tmp_path):
     assert fp8graph.optimize(proto, ranges=whole, plan_only=True, **asked).plan.settled
     with refused(UsageError, "FG120", "the ranges lack tensors"):
         fp8graph.optimize(proto, ranges=plain, plan_only=True, **asked)
+
+
+@pytest.mark.parametrize("output", ["o.onnx.data", "o.onnx", "o.onnx.plan.json", "data.npz"])
+def test_no_engine_is_built_over_what_it_is_built_from(folder, output):
+    fp8graph.optimize("m.onnx", output="o.onnx", data="data.npz", external_data_size_threshold=16)
+    before = contents(folder)
+    with refused(UsageError, "FG103", output):
+        fp8graph.build("o.onnx", output=output, target="tensorrt-rtx:sm89", force=True, custom_ops=["data.npz"])
+    assert contents(folder) == before
