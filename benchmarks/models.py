@@ -26,7 +26,7 @@ import numpy as np
 import fp8graph
 
 HEAD = (
-    "| model | chip | planned | attested | MACs native in FP8 | of all | attention fused | weights to fp16 | to forecast |",
+    "| model | chip | planned | attested | MACs native in FP8 | of all | attention | weights to fp16 | to forecast |",
     "|---|---|---|---|---|---|---|---|---|",
 )
 

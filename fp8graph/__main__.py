@@ -1,4 +1,4 @@
-"""`python -m fp8graph`. Ctrl-C is quiet from the first line to the last, which is why modules are imported in `main`."""
+"""`python -m fp8graph`. Ctrl-C is quiet from the first line to the last: hence the imports in `main`."""
 
 from __future__ import annotations
 

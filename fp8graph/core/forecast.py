@@ -23,6 +23,8 @@ from fp8graph.data.target import Fact, Target
 
 Word = Literal["fp8", "int8", "int4", "fp4", "storage", "fell-back", "refused", "absent", "none"]
 _OTHER: Mapping[str, Word] = {"int8": "int8", "int4": "int4", "fp4": "fp4"}
+_HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_RANK_0 = "give the scale rank 0: python -m fp8graph check MODEL --fix -o OUT"
 _ALONE = "leave it unquantized"
 _UNFUSED = "leave attention unquantized, or build for shapes under which it fuses"
 _DOMAINS = {"TRT_QuantizedAttention": ("trt", *ONNX)}
@@ -184,16 +186,19 @@ class Prophet:
             )
         shape = self.reading.shape(scale)
         if node.op_type in self.table.scalars and shape == (1,) and not self._one_channel(each):
-            weight = self.is_weight(each)
-            text = f"the scale '{scale.name}' of operand {slot} has shape [1]: "
-            text += "the builder fails on it" if weight else "the op runs in high precision"
-            yield Forecast(
-                "refused" if weight else "fell-back",
-                "FG307",
-                "error" if weight else "warning",
-                text,
-                "give the scale rank 0: python -m fp8graph check MODEL --fix -o OUT",
-            )
+            yield from self._list_of_one(node, slot, each, scale)
+
+    def _list_of_one(self, node: ir.Node, slot: int, each: Operand, scale: ir.Value) -> Iterator[Forecast]:
+        """Measured with tensorrt_rtx 1.7.1: the activation's makes a Conv fall back; the weight's, where the activation
+        is fine, fails the build in half precision, and does nothing in fp32."""
+        text = f"the scale '{scale.name}' of operand {slot} has shape [1]"
+        if not self.is_weight(each):
+            yield Forecast("fell-back", "FG307", "warning", f"{text}: the op runs in high precision", _RANK_0)
+            return
+        other = self.operands(node)[0].scale
+        alone = other is None or self.reading.shape(other) != (1,)
+        if alone and self.reading.dtype(node.outputs[0]) in _HALF:
+            yield Forecast("refused", "FG307", "error", f"{text}: the builder fails on it", _RANK_0)
 
     def _fixed(self, scale: ir.Value) -> bool:
         """Whether a scale is constant; one that a function is given, where every call gives a constant."""
@@ -311,7 +316,7 @@ class Prophet:
     def row_facts(self, node: ir.Node) -> dict[str, Fact]:
         """The facts that rows of the target's table ask for."""
         kinds = {self.reading.dtype(value) for value in node.outputs}
-        return self.facts.of(node, half=bool(kinds & {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}))
+        return self.facts.of(node, half=bool(kinds & set(_HALF)))
 
     def _row(self, node: ir.Node, pair: Sequence[Operand]) -> Iterator[Forecast]:
         if any(size == 0 for each in pair for size in self.reading.shape(each.value) or ()):

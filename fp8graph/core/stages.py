@@ -109,7 +109,7 @@ def _check_operand(key: OpKey, node: ir.Node, slot: int, quant: Quant) -> None:
             why = "an activation has one scale"
         else:
             try:
-                quant.granularity.scale_shape((1,) * len(value.shape or ()))
+                quant.granularity.broadcast_shape((1,) * len(value.shape or ()))
             except ValueError as error:
                 why = str(error)
     if why:

@@ -39,8 +39,10 @@ class OutputDifference:
     @staticmethod
     def from_json(item: Any) -> OutputDifference:
         """Reads what `to_json` wrote. Raises KeyError, TypeError or ValueError for anything else."""
-        numbers = [None if item[name] is None else float(item[name]) for name in ("sqnr_db", "cosine", "max_abs")]
-        return OutputDifference(*numbers, int(item["new_nonfinite"]), bool(item["equal"]))
+        sqnr, cosine, largest = (
+            None if item[name] is None else float(item[name]) for name in ("sqnr_db", "cosine", "max_abs")
+        )
+        return OutputDifference(sqnr, cosine, largest, int(item["new_nonfinite"]), bool(item["equal"]))
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ def make(
 
 
 def with_attestation(document: Mapping[str, Any], attested: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest with what an attestation document says in short: its counts and shares, and who is not as planned."""
+    """The manifest with an attestation document in short: its counts and shares, and who is not as planned."""
     short = {name: attested[name] for name in ("counts", "macs_fp8", "weight_bytes_fp8")}
     broken = [key for key, op in attested["verdicts"].items() if op["verdict"] != op["planned"]]
     rest = {name: value for name, value in document.items() if name != "layers"}  # the longest entry stays last

@@ -172,10 +172,45 @@ def _is_weight(dtype: ir.DataType, value: ir.Value) -> bool:
     return any(user.op_type == "DequantizeLinear" for user, _ in value.uses())
 
 
+# What an engine pulls a quantization through, up to the constant that it moves: GatherND of experts, for one
+# (tensorrt_rtx 1.7.1).
+_PULLED = frozenset(
+    {
+        "Gather",
+        "GatherND",
+        "GatherElements",
+        "Slice",
+        "Split",
+        "Transpose",
+        "Reshape",
+        "Squeeze",
+        "Unsqueeze",
+        "Identity",
+    }
+)
+
+
 def _bytes_each(value: ir.Value, tensor: ir.TensorProtocol) -> float:
-    """Bytes an element in the type that its readers have it in."""
-    users = [user for user, _ in value.uses()]
-    if users and all(user.op_type in ("QuantizeLinear", "Cast") and user.inputs[0] is value for user in users):
-        made = [user.outputs[0].dtype for user in users]
-        return max(float((dtype or tensor.dtype).itemsize) for dtype in made)
-    return float(tensor.dtype.itemsize)
+    """Bytes an element in the type that its readers have it in, behind data movement."""
+    made = _read_as(value, 8)
+    return max((float(dtype.itemsize) for dtype in made), default=float(tensor.dtype.itemsize))
+
+
+def _read_as(value: ir.Value, steps: int) -> set[ir.DataType]:
+    """The types that all readers turn the value into; empty where one reads it as it is."""
+    found: set[ir.DataType] = set()
+    for user, slot in value.uses():
+        dtype = user.outputs[0].dtype if user.outputs else None
+        made: set[ir.DataType] = set()
+        if slot == 0 and user.op_type == "Cast" and dtype is not None:
+            made = _read_as(user.outputs[0], steps - 1) if steps else set()
+            made = made or {dtype}
+        elif slot == 0 and user.op_type == "QuantizeLinear" and dtype is not None:
+            made = {dtype}
+        elif slot == 0 and user.op_type in _PULLED and steps:
+            each = [_read_as(output, steps - 1) for output in user.outputs if output.uses()]
+            made = set().union(*each) if all(each) else set()
+        if not made:
+            return set()
+        found |= made
+    return found

@@ -36,8 +36,8 @@ _HOME = {
 __all__ = [
     "Benched",
     "Built",
-    "Checked",
     "Calibrated",
+    "Checked",
     "Optimized",
     "Reported",
     "attest",

@@ -104,11 +104,14 @@ def _read(path: Path) -> Plan:
 def _look(model: ir.Model, source: Source, aim: Target, plan: Plan | None) -> list[Finding]:
     from fp8graph.core import check as rules
     from fp8graph.core.stages import facts_for
+    from fp8graph.graph import walk
     from fp8graph.graph.protos import infer_types
 
     infer_types(model)
     facts = facts_for(replace(source, model=model), plan.shapes) if plan is not None else None
-    return rules.check(model, aim, facts, planned=plan is not None)
+    # What we have written was planned, whether the plan is here or not.
+    planned = plan is not None or any(walk.FOR in place.node.metadata_props for place in walk.walk(model))
+    return rules.check(model, aim, facts, planned=planned)
 
 
 def _mended(source: Source, aim: Target, plan: Plan | None, before: Sequence[Finding], output: Any) -> Checked:

@@ -1,4 +1,4 @@
-"""Casts between floats and 8-bit float codes: the only place that encodes.
+"""Casts between floats and codes of at most 8 bits: the only place that encodes.
 
     encode          codes = RNE(saturate(fl32(x / s)))       QuantizeLinear of ONNX, opset 19 on, saturate=1
     decode          x = fl32(decode(q) * fl32(s))            DequantizeLinear
@@ -6,26 +6,23 @@
 
 RNE is round to nearest, ties to the even code; fl32 is one fp32 operation. Dividing, and not multiplying by 1/s, is
 what QuantizeLinear says and what ONNX Runtime and onnx.reference do bit for bit; the reciprocal gives other codes now
-and then. NaN stays NaN with its sign, an infinity becomes the largest finite value, -0 stays where the format has it.
-A bad scale is not caught here: 0 gives the largest value (or NaN for 0/0), NaN gives NaN.
+and then. NaN stays NaN with its sign, an infinity becomes the largest finite value (of integers -8 and -128 are the
+least), -0 stays where the format has it. A bad scale is not caught here: 0 gives the largest value (or NaN for 0/0),
+NaN gives NaN.
 
-How: y = fl32(x / s) as 32 bits; the upper 16 of them, the lowest or-ed with "any of the lower 16 is set", index a table
-of 65536 codes. This rounding to odd loses nothing: every point where a code changes is a number whose lower 17 bits are
-zero, as long as a format has at most 5 mantissa bits, so an odd index says "strictly between", and an even one is
-exact. The table is computed from the exact values of `Format`. It carries saturation, NaN, -0 and ties, so there is one
-path for every format. Work goes in blocks whose scratch memory stays in a core's cache; nothing of the tensor's size is
-allocated but the result.
+A NaN that the format has no code for is refused: E2M1, E2M3, E3M2 and the integers. ONNX leaves it open, and those who
+take it differ (ml_dtypes writes -0, NVIDIA's conversion the largest value, ONNX Runtime the least integer).
+
+How: y = fl32(x / s) as 32 bits indexes a table (`fp8graph.numerics.tables`), one path for every format. Work goes in
+blocks whose scratch memory stays in a core's cache; nothing of the tensor's size is allocated but the result.
 """
 
 from __future__ import annotations
 
-import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from fractions import Fraction
-from functools import cache
-from itertools import islice, pairwise
+from itertools import islice
 from math import prod
 from typing import TypeVar
 
@@ -33,10 +30,11 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from fp8graph.formats.spec import Format
+from fp8graph.formats.spec import Format, Granularity
+from fp8graph.numerics.blocks import BlockScale, Tile, block_scale
+from fp8graph.numerics.tables import CodeTable, RoundMode, code_table, pair_table, value_table
 
 T = TypeVar("T", bound=np.generic)
-Tile = tuple[slice, ...]
 Scale = np.float32 | NDArray[np.float32] | None
 
 # Elements in a block. In one thread 128k is as fast, 64k takes 3 % longer, 32k 12 %, a whole array 2.6 times as long.
@@ -51,57 +49,81 @@ def encode(
     values: NDArray[np.generic],
     format: Format,
     scale: Scale = None,
+    granularity: Granularity | None = None,
     *,
     threads: int = 1,
     out: NDArray[np.uint8] | None = None,
+    round_mode: RoundMode = "up",
 ) -> NDArray[np.uint8]:
     """Codes of `values / scale` in `format`: one uint8 per element, in the shape of `values`, C-contiguous.
 
-    values   float32, float16 or bfloat16, any shape and strides; converted to fp32 block by block (exact)
-    scale    float32, broadcastable to `values` (per axis: `Granularity.broadcast_shape`); None is 1
-    threads  how many work on it; the codes do not depend on it
-    out      where to write: uint8, C-contiguous, of the shape of `values`, not overlapping it
+    values       float32, float16 or bfloat16, any shape and strides; converted to fp32 block by block (exact)
+    scale        float32; None is 1
+    granularity  what each number of `scale` is for, which then has its ONNX shape (`Granularity.scale_shape`); None:
+                 `scale` broadcasts to `values`
+    threads      how many work on it; the codes do not depend on it
+    out          where to write: uint8, C-contiguous, of the shape of `values`, not overlapping it
+    round_mode   for powers of two (E8M0) only, as Cast's attribute in ONNX: `up` to the next power, `down`, or
+                 `nearest` with ties up. What is below 2^-127, 0 and -0 too, becomes 2^-127; what is negative NaN.
+
+    Codes of fewer than 8 bits lie in the low bits of their byte (`fp8graph.numerics.packing` packs them); those of
+    integers are their low bits in two's complement.
 
     Exact: the codes of ONNX Runtime's QuantizeLinear for fp32 input, and for fp16 input with its scale widened to
     fp32. Raises ValueError for float64 (fp64 to fp32 to FP8 rounds twice), for other types, for a scale that is not
-    float32 or does not broadcast, for an unfit `out`, and for formats other than 8-bit floats.
+    float32 or not of the shape wanted, for an unfit `out`, for formats of more than 8 bits, and for a NaN (or 0/0)
+    where the format has none.
     """
     values = check_source(values)
-    scale = _scale(scale, values.shape)
+    spread = _scale(scale, values.shape, granularity)
     if out is None:
         out = np.empty(values.shape, np.uint8)
     elif out.dtype != np.uint8 or out.shape != values.shape or not out.flags.c_contiguous:
         raise ValueError(f"encode: out must be C-contiguous uint8 of shape {values.shape}, got {out.dtype}{out.shape}")
-    table, source, codes = _code_table(format), _at_least_1d(values), _at_least_1d(out)
+    table, source, codes = code_table(format, round_mode), _at_least_1d(values), _at_least_1d(out)
 
     def work(tile: Tile) -> None:
+        index = _table_index(source[tile], _part(spread, tile), table, format)
         # mode="clip" writes to `out` without a copy of it; no index is out of range
-        table.take(_table_index(source[tile], _part(scale, tile)), out=codes[tile].reshape(-1), mode="clip")
+        table.codes.take(index, out=codes[tile].reshape(-1), mode="clip")
 
     _each_tile(work, codes.shape, threads)
     return out
 
 
-def decode(codes: NDArray[np.generic], format: Format, scale: Scale = None, *, threads: int = 1) -> NDArray[np.float32]:
+def decode(
+    codes: NDArray[np.generic],
+    format: Format,
+    scale: Scale = None,
+    granularity: Granularity | None = None,
+    *,
+    threads: int = 1,
+) -> NDArray[np.float32]:
     """The numbers that `codes` stand for, times `scale`: float32, in the shape of `codes`.
 
-    codes  uint8, or `ml_dtype(format)`, any shape and strides
-    scale  as in `encode`
+    codes               uint8, one code a byte (unpacked), or `ml_dtype(format)`; any shape and strides
+    scale, granularity  as in `encode`
 
     Exact without a scale; with one, each product is rounded to fp32 once, as DequantizeLinear does. Raises ValueError
-    for codes of another type and for a scale that is not float32 or does not broadcast.
+    for codes of another type or that the format does not have, and for a scale that is not float32 or not of the shape
+    wanted.
     """
     codes = np.asarray(codes)
-    if codes.dtype != np.uint8 and codes.dtype != ml_dtype(format):
+    own = codes.dtype != np.uint8 and codes.dtype == ml_dtype(format)
+    if codes.dtype != np.uint8 and not own:
         raise ValueError(f"decode: codes must be uint8 or {ml_dtype(format)}, got {codes.dtype}")
-    scale = _scale(scale, codes.shape)
+    spread = _scale(scale, codes.shape, granularity)
     out = np.empty(codes.shape, np.float32)
-    table, source, numbers = _value_table(format), _at_least_1d(codes.view(np.uint8)), _at_least_1d(out)
+    table, source, numbers = value_table(format), _at_least_1d(codes.view(np.uint8)), _at_least_1d(out)
 
     def work(tile: Tile) -> None:
-        block, part = numbers[tile], _part(scale, tile)
+        block, part = numbers[tile], _part(spread, tile)
         index = _SCRATCH.index[: block.size].reshape(block.shape)
         np.copyto(index, source[tile])
+        if len(table) < 256 and own:
+            np.bitwise_and(index, len(table) - 1, out=index)  # an int4 may fill its byte with its sign
+        elif len(table) < 256 and int(index.max()) >= len(table):
+            raise ValueError(f"decode: {format.name} has no code {int(index.max())}; are these codes packed?")
         table.take(index, out=block, mode="clip")
         if part is not None:
             np.multiply(block, part, out=block)
@@ -111,20 +133,26 @@ def decode(codes: NDArray[np.generic], format: Format, scale: Scale = None, *, t
 
 
 def fake_quantize(
-    values: NDArray[np.generic], format: Format, scale: Scale = None, *, threads: int = 1
+    values: NDArray[np.generic],
+    format: Format,
+    scale: Scale = None,
+    granularity: Granularity | None = None,
+    *,
+    threads: int = 1,
 ) -> NDArray[np.float32]:
-    """`decode(encode(values, format, scale), format, scale)` in one go and bit for bit: what a Q/DQ pair leaves.
+    """`decode(encode(values))`, with the other arguments for both, in one go and bit for bit: what a Q/DQ pair leaves.
 
     Arguments and errors as for `encode`; the result is float32 whatever the type of `values`.
     """
     values = check_source(values)
-    scale = _scale(scale, values.shape)
+    spread = _scale(scale, values.shape, granularity)
     out = np.empty(values.shape, np.float32)
-    table, source, numbers = _pair_table(format), _at_least_1d(values), _at_least_1d(out)
+    codes, source, numbers = code_table(format), _at_least_1d(values), _at_least_1d(out)
+    table = pair_table(format)
 
     def work(tile: Tile) -> None:
-        block, part = numbers[tile], _part(scale, tile)
-        table.take(_table_index(source[tile], part), out=block.reshape(-1), mode="clip")
+        block, part = numbers[tile], _part(spread, tile)
+        table.take(_table_index(source[tile], part, codes, format), out=block.reshape(-1), mode="clip")
         if part is not None:
             np.multiply(block, part, out=block)
 
@@ -133,16 +161,22 @@ def fake_quantize(
 
 
 def ml_dtype(format: Format) -> np.dtype[np.generic]:
-    """The ml_dtypes type whose bytes are the codes of `format`, for `codes.view(...)`.
+    """The type whose bytes are the codes of `format`, one a byte, for `codes.view(...)`: of ml_dtypes, int8 of numpy.
 
     For viewing only: its own casts from float turn values beyond the range into NaN or infinity. Raises ValueError
-    where ml_dtypes has no such type.
+    where there is no such type.
     """
-    name = f"float8_{format.name}"
-    if not hasattr(ml_dtypes, name):
-        raise ValueError(f"ml_dtypes has no type {name} for format {format.name}")
-    dtype: np.dtype[np.generic] = np.dtype(getattr(ml_dtypes, name))
-    return dtype
+    if format.kind == "int":
+        names = [format.name]
+    else:
+        # as ml_dtypes spells them: float8_e4m3fn, float6_e2m3fn, float4_e2m1fn, float8_e8m0fnu
+        names = [f"float{format.bits}_{format.name}{tail}" for tail in ("", "fn", "fnu")]
+    for name in names:
+        found = getattr(ml_dtypes, name, None) or (np.int8 if name == "int8" else None)
+        if found is not None:
+            dtype: np.dtype[np.generic] = np.dtype(found)
+            return dtype
+    raise ValueError(f"ml_dtypes has no type {names[0]} for format {format.name}")
 
 
 def tiles(shape: Sequence[int], limit: int = BLOCK) -> Iterator[Tile]:
@@ -181,10 +215,10 @@ class _Scratch(threading.local):
 _SCRATCH = _Scratch()
 
 
-def _table_index(block: NDArray[np.generic], scale: Scale) -> NDArray[np.intp]:
+def _table_index(block: NDArray[np.generic], scale: Scale, table: CodeTable, format: Format) -> NDArray[np.intp]:
     """Where the table holds the codes of a block under its part of the scale: intp [elements], C order.
 
-    The result is scratch memory: valid until the next call in this thread.
+    The result is scratch memory: valid until the next call in this thread. ValueError for a NaN that has no code.
     """
     size = block.size
     quotient, sticky, index = _SCRATCH.quotient[:size], _SCRATCH.sticky[:size], _SCRATCH.index[:size]
@@ -193,12 +227,14 @@ def _table_index(block: NDArray[np.generic], scale: Scale) -> NDArray[np.intp]:
     else:
         # dtype: both sides are widened first, so that the division is the fp32 one
         np.divide(block, scale, out=quotient.reshape(block.shape), dtype=np.float32)
-    bits = quotient.view(np.uint32)
+    if not table.nan and np.isnan(quotient.max()):
+        raise ValueError(f"format {format.name} has no NaN, and one is among the values (divided by their scale)")
+    bits, below = quotient.view(np.uint32), (1 << table.shift) - 1
     # bit 16 of (lower half + 0xFFFF) is set exactly if one of the lower 16 bits is: cheaper than to compare
-    np.bitwise_and(bits, 0xFFFF, out=sticky)
-    np.add(sticky, 0xFFFF, out=sticky)
+    np.bitwise_and(bits, below, out=sticky)
+    np.add(sticky, below, out=sticky)
     np.bitwise_or(bits, sticky, out=bits)
-    np.right_shift(bits, 16, out=bits)
+    np.right_shift(bits, table.shift, out=bits)
     np.copyto(index, bits)
     return index
 
@@ -223,71 +259,6 @@ def _each_tile(work: Callable[[Tile], None], shape: tuple[int, ...], threads: in
             done.result()
 
 
-@cache
-def _code_table(format: Format) -> NDArray[np.uint8]:
-    """uint8 [65536]: the code for each rounded-to-odd upper half of an fp32 pattern."""
-    if format.kind != "float" or format.bits != 8 or format.mantissa > 5 or format.nan is None:
-        raise ValueError(f"format {format.name} is not an 8-bit float with NaN: encoding it is not known")
-    sign, infinity = 0x80, 0x7F80
-    finite = [code for code in range(sign) if format.value(code) is not None]
-    table = np.empty(1 << 16, np.uint8)
-    first = 0
-    for code, above in pairwise(finite):
-        tie = _upper_half((_finite(format, code) + _finite(format, above)) / 2)
-        # the tie itself is the even code's
-        end = tie + (code % 2 == 0)
-        table[first:end] = code
-        first = end
-    table[first : infinity + 1] = finite[-1]
-    table[0x8000:] = table[:0x8000] | sign
-    if not format.negative_zero:
-        table[0x8000:][table[:0x8000] == 0] = 0
-    table[infinity + 1 : 0x8000] = format.nan
-    table[infinity + 1 + 0x8000 :] = format.nan | sign if format.nan | sign in format.nans else format.nan
-    table.flags.writeable = False
-    return table
-
-
-@cache
-def _value_table(format: Format) -> NDArray[np.float32]:
-    """float32 [2 ** bits]: what each code stands for, exactly."""
-
-    def number(code: int) -> float:
-        if format.is_nan(code):
-            return float("nan")
-        if format.is_infinite(code):
-            return float("-inf") if code >> (format.bits - 1) else float("inf")
-        value = float(_finite(format, code))
-        return -0.0 if value == 0 and code and format.negative_zero else value
-
-    table = np.array([number(code) for code in format.codes], np.float32)
-    table.flags.writeable = False
-    return table
-
-
-@cache
-def _pair_table(format: Format) -> NDArray[np.float32]:
-    """float32 [65536]: `_value_table` of `_code_table`."""
-    table = _value_table(format)[_code_table(format)]
-    table.flags.writeable = False
-    return table
-
-
-def _finite(format: Format, code: int) -> Fraction:
-    value = format.value(code)
-    if value is None:
-        raise ValueError(f"format {format.name}: code {code} is not finite")
-    return value
-
-
-def _upper_half(value: Fraction) -> int:
-    """The upper 16 bits of `value` in fp32; ValueError unless fp32 holds it with its lower 17 bits zero."""
-    bits = int.from_bytes(struct.pack(">f", float(value)), "big")
-    if Fraction(struct.unpack(">f", bits.to_bytes(4, "big"))[0]) != value or bits & 0x1FFFF:
-        raise ValueError(f"{value} is not a number of 7 bits in fp32's range")
-    return bits >> 16
-
-
 def check_source(values: NDArray[np.generic]) -> NDArray[np.generic]:
     """`values` as an array, or a refusal by type."""
     values = np.asarray(values)
@@ -297,23 +268,29 @@ def check_source(values: NDArray[np.generic]) -> NDArray[np.generic]:
     return values
 
 
-def _scale(scale: Scale, shape: tuple[int, ...]) -> Scale:
-    """The scale as np.float32 where it is one number, else as a view of the tensor's shape."""
+def _scale(scale: Scale, shape: tuple[int, ...], granularity: Granularity | None) -> Scale | BlockScale:
+    """The scale as np.float32 where it is one number, as blocks where it has a granularity, else as a view of the
+    tensor's shape."""
     if scale is None:
         return None
     array = np.asarray(scale)
     if array.dtype != np.float32:
         raise ValueError(f"scale must be float32, got {array.dtype}; convert it once, knowingly")
+    spread = None if granularity is None else block_scale(array, granularity, shape)
     if array.size == 1:
         return np.float32(array.reshape(())[()])
+    if spread is not None:
+        return spread
     try:
         return np.broadcast_to(array, shape)
     except ValueError as error:
         raise ValueError(f"scale of shape {array.shape} does not broadcast to {shape}") from error
 
 
-def _part(scale: Scale, tile: Tile) -> Scale:
+def _part(scale: Scale | BlockScale, tile: Tile) -> Scale:
     """What belongs to a tile of a scale that `_scale` has returned."""
+    if isinstance(scale, BlockScale):
+        return scale.part(tile)
     return scale[tile] if isinstance(scale, np.ndarray) else scale
 
 

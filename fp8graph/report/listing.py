@@ -39,6 +39,7 @@ def target_page(target: Target, rows: Sequence[Row], *, op_type: str | None = No
             ("chips", chips or "none to choose from"),
             ("builder", target.builder or "none"),
             ("opset", f"{target.opset} at least, IR version {target.ir_version} at most"),
+            ("imports", ", ".join(target.qdq.imports) if target.qdq.imports is not None else "all formats"),
             ("FP8 passes", "\n".join(wrapped(", ".join(target.through) or "nothing", width=80))),
         ],
         width=12,
@@ -60,11 +61,12 @@ def target_page(target: Target, rows: Sequence[Row], *, op_type: str | None = No
 
 
 def _remarks(target: Target, op_type: str | None, paint: Paint) -> list[str]:
-    """Types that ops cannot have, and epilogues that they lose in FP8, each with its source."""
+    """Types that ops cannot have, epilogues that they lose in FP8, ops that are not imported; each with its source."""
     told = [("no kernel", item.ops, f"in {', '.join(item.types)}", item.text, item.source) for item in target.types]
     told += [
         ("note", item.ops, f"in front of {', '.join(item.behind)}", item.text, item.source) for item in target.epilogues
     ]
+    told += [("no import", item.ops, "in any form", item.text, item.source) for item in target.qdq.refused]
     lines: list[str] = []
     for word, ops, where, text, source in told:
         if op_type is None or op_type in ops:

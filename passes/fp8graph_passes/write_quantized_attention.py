@@ -2,9 +2,9 @@
 
     Y = DQ(Q(Softmax(scale Q K^T + mask), 1/448)) V
 
-What it does   Where `--attention must-fuse` was asked for: two products around a Softmax, all quantized, become one node
-               of the domain `trt`. K is read as it was before it was turned; constant factors between the products
-               become the attribute `scale`, an added mask or a Where with a large negative number the input `mask`.
+What it does   Where `--attention must-fuse` was asked for: two products around a Softmax, all quantized, become one
+               node of the domain `trt`. K is read as it was before it was turned; constant factors between the
+               products become the attribute `scale`, an added mask or a Where with a large negative number the mask.
 Why            An attention in Q/DQ form that fuses today may fall apart into some hundred kernels under another profile
                or release, and no builder says so. This operator is a build error where no fused kernel is found.
 Names          The node takes over the name and the key of the product with V; the key of the other product stands in

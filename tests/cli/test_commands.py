@@ -420,7 +420,7 @@ def test_targets_are_listed_and_every_page_has_its_sources(cli):
         page = cli("targets", "show", name)
         assert page.status == 0
         result = cli("targets", "show", name, "--json").json["result"]
-        told = [*result["rows"], *result["types"], *result["epilogues"]]
+        told = [*result["rows"], *result["types"], *result["epilogues"], *result["not_imported"]]
         assert all(row["source"] for row in told)
         assert page.out.count("source: ") == len(told)
 

@@ -50,7 +50,7 @@ ROWS: list[tuple[str, str, dict[str, Any], tuple[str, str, str] | None]] = [
         "Q and DQ differ",
         swap(GOOD, ("DequantizeLinear (q, w_s)", "DequantizeLinear (q, w_t)")),
         {"w_t": 0.25},
-        ("FG324", "warning", "d"),
+        ("FG324", "info", "d"),
     ),
     ("a scale too small for fp16", HALF, {"w_s": 1e-6, "w_t": 1}, ("FG325", "info", "q")),
     (
@@ -233,3 +233,37 @@ def test_other_tools_operators_are_told_by_their_domain():
     proto.opset_import.add(domain="acme", version=1)
     assert ("FG328", "warning") in [(item.code, item.severity) for item in fp8graph.check(proto)]
     assert "FG328" not in [item.code for item in fp8graph.check(proto, target="onnxruntime")]
+
+
+def test_of_an_attention_that_is_quantized_in_part_the_whole_is_told():
+    found = fp8graph.check(model(attention(softmax=False), w_s=np.asarray(0.5), w_p=np.asarray(1 / 448)))
+    said = {item.op: item for item in found if item.code == "FG319"}
+    assert set(said) == {"y"} and "only 'a' runs in FP8" in said["y"].text
+
+
+PACKED = """(float16[2,32,16] x, float w_s, float{t} w_t, {stored} w, int64[5] w_i, float16[48] w_b)
+        => (float16[3,2,2,32,8] z) {{
+    q = QuantizeLinear <output_dtype = 17> (x, w_s) dd = DequantizeLinear (q, w_s) d = Cast <to = 10> (dd)
+    {weight} u = Cast <to = 10> (v)
+    m = MatMul (d, u) a = Add (m, w_b)
+    r = Reshape (a, w_i) t = Transpose <perm = [2, 0, 3, 1, 4]> (r)
+    f, g, h = Split <axis = 0, num_outputs = 3> (t)
+    z = Concat <axis = 0> (h, g, f)
+}}"""
+STORED = "v = DequantizeLinear <axis = 1> (w, w_t)"
+IN_THE_GRAPH = "w_q = QuantizeLinear <axis = 1, output_dtype = 17> (w, w_t) v = DequantizeLinear <axis = 1> (w_q, w_t)"
+
+
+@pytest.mark.parametrize(
+    ("t", "stored", "weight", "codes"),
+    [
+        ("[48]", "float8e4m3fn[16,48]", STORED, ["FG315"]),
+        ("", "float8e4m3fn[16,48]", STORED.replace("<axis = 1> ", ""), []),
+        ("[48]", "float[16,48]", IN_THE_GRAPH, []),
+    ],
+)
+def test_a_packed_product_wants_one_scale_for_a_stored_weight(t, stored, weight, codes):
+    text = PACKED.format(t=t, stored=stored, weight=weight)
+    scale = np.full(48, 0.5) if t else np.asarray(0.5)
+    proto = model(text, w_s=np.asarray(0.5), w_t=scale, w_i=np.array([2, 32, 3, 2, 8]))
+    assert [item.code for item in fp8graph.check(proto)] == codes

@@ -19,16 +19,46 @@ class Float:
     bias: int
     largest: int
     nans: frozenset[int]
+    minus_zero: bool = True
 
     @property
     def sign(self) -> int:
         return 1 << (self.exponent + self.mantissa)
 
 
+@dataclass(frozen=True)
+class Integer:
+    """Two's complement."""
+
+    bits: int
+    nans: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Power:
+    """2^(code - 127), code 255 NaN. `mode`: which neighbour a number between two powers becomes."""
+
+    mode: str
+    nans: frozenset[int] = frozenset({0xFF})
+
+
+Exact = Float | Integer | Power
+
 E4M3FN = Float(4, 3, 7, 0x7E, frozenset({0x7F, 0xFF}))
 E5M2 = Float(5, 2, 15, 0x7B, frozenset({0x7D, 0x7E, 0x7F, 0xFD, 0xFE, 0xFF}))
 FP32 = Float(8, 23, 127, 0x7F7FFFFF, frozenset())
-BY_NAME = {"e4m3fn": E4M3FN, "e5m2": E5M2}
+BY_NAME: dict[str, Exact] = {
+    "e4m3fn": E4M3FN,
+    "e4m3fnuz": Float(4, 3, 8, 0x7F, frozenset({0x80}), minus_zero=False),
+    "e5m2": E5M2,
+    "e5m2fnuz": Float(5, 2, 16, 0x7F, frozenset({0x80}), minus_zero=False),
+    "e2m1": Float(2, 1, 1, 0x07, frozenset()),
+    "e2m3": Float(2, 3, 1, 0x1F, frozenset()),
+    "e3m2": Float(3, 2, 3, 0x1F, frozenset()),
+    "int8": Integer(8),
+    "int4": Integer(4),
+    "e8m0": Power("up"),
+}
 
 NAN = None  # what code() answers for a NaN: any of the format's NaN codes is right
 
@@ -66,14 +96,45 @@ def _round(significand: int, power: int, format: Float) -> int:
     return ((last + format.mantissa + format.bias - 1) << format.mantissa) + steps
 
 
-def code(pattern: int, format: Float) -> int | None:
-    """The saturated code of an fp32 pattern; NAN for a NaN."""
-    sign = format.sign if pattern >> 31 else 0
+def code(pattern: int, format: Exact) -> int | None:
+    """The saturated code of an fp32 pattern; NAN for a NaN (and what is negative, among powers)."""
     exponent, fraction = (pattern >> 23) & 0xFF, pattern & 0x7FFFFF
+    if exponent == 0xFF and fraction:
+        return NAN
+    if isinstance(format, Integer):
+        return _integer(pattern, format)
+    if isinstance(format, Power):
+        return _power(pattern, format.mode)
+    sign = format.sign if pattern >> 31 else 0
     if exponent == 0xFF:
-        return NAN if fraction else sign | format.largest
+        return sign | format.largest
     significand = fraction + (1 << 23 if exponent else 0)
-    return sign | min(_round(significand, max(exponent, 1) - 150, format), format.largest)
+    magnitude = min(_round(significand, max(exponent, 1) - 150, format), format.largest)
+    return sign | magnitude if magnitude or format.minus_zero else 0
+
+
+def _integer(pattern: int, format: Integer) -> int:
+    low, high = -(1 << (format.bits - 1)), (1 << (format.bits - 1)) - 1
+    if pattern & 0x7FFFFFFF == 0x7F800000:
+        number = low if pattern >> 31 else high
+    else:
+        number = min(max(round(exact(pattern)), low), high)  # Python rounds fractions to even
+    return number % (1 << format.bits)
+
+
+def _power(pattern: int, mode: str) -> int | None:
+    if pattern >> 31:
+        return 0 if pattern == 0x80000000 else NAN
+    if pattern == 0x7F800000:
+        return 254
+    number = exact(pattern)
+    if number < Fraction(2) ** -126:
+        below = 0
+    else:  # a normal number of fp32, whose exponent has the same bias
+        below = (pattern >> 23) & 0xFF
+    low, high = Fraction(2) ** (below - 127), Fraction(2) ** (below + 1 - 127)
+    up = {"up": number > low, "down": False, "nearest": number >= (low + high) / 2}[mode]
+    return min(below + up, 254)
 
 
 def divide(x: int, s: int) -> int:
@@ -87,8 +148,14 @@ def divide(x: int, s: int) -> int:
     return (x & 0x80000000) | min(rounded, 0x7F800000)
 
 
-def decode(code: int, format: Float) -> Fraction | None:
+def decode(code: int, format: Exact) -> Fraction | None:
     """The exact value of a code; None for NaN and infinities."""
+    if code in format.nans:
+        return None
+    if isinstance(format, Integer):
+        return Fraction(code - (1 << format.bits) if code >> (format.bits - 1) else code)
+    if isinstance(format, Power):
+        return Fraction(2) ** (code - 127)
     magnitude = code & ~format.sign
     if magnitude > format.largest:
         return None

@@ -209,8 +209,8 @@ CODES = (
     Code(
         "FG233",
         "an attention that must fuse cannot",
-        "--attention must-fuse writes each attention as an operator that the builder has to fuse in FP8. This one stays in "
-        "high precision by the plan, or has a form that the operator does not have.",
+        "--attention must-fuse writes each attention as an operator that the builder has to fuse in FP8. This one "
+        "stays in high precision by the plan, or has a form that the operator does not have.",
         "In Q/DQ form it would be built all the same, as separate products around a Softmax in memory.",
         "Mend what the reason names (mask, shapes, --high-precision-dtype fp16), or take --attention auto.",
     ),

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace, console: Console) -> Outcome:
         text = listing.catalogue([(item.name, item.summary) for item in found], paint=console.paint)
         return Outcome(text=text, result={"targets": rows})
     one = target.load(spec)
-    types = {op for row in one.rows for op in row.ops}
+    types = {op for row in (*one.rows, *one.qdq.refused) for op in row.ops}
     if args.op is not None and args.op not in types:
         raise UsageError(
             f"the table of '{one.name}' has no row for '{args.op}'",
@@ -68,5 +68,7 @@ def run(args: argparse.Namespace, console: Console) -> Outcome:
             "rows": [listing.row_json(row) for row in chosen],
             "types": [vars(item) for item in one.types if args.op in (None, *item.ops)],
             "epilogues": [vars(item) for item in one.epilogues if args.op in (None, *item.ops)],
+            "imports": list(one.qdq.imports) if one.qdq.imports is not None else None,
+            "not_imported": [vars(item) for item in one.qdq.refused if args.op in (None, *item.ops)],
         },
     )

@@ -98,6 +98,10 @@ def _types(look: Look, place: walk.Place) -> Iterator[Found]:
     if imports is not None and format not in imports and (is_quantizer(node) or look.reading.source(node) is None):
         text = f"{format} is not imported by {look.target.name}: FP8 is e4m3fn there"
         yield look.found("FG330", place, text, "quantize anew to e4m3fn: --recipe fp8-default", "error")
+    codes = word(look.reading.dtype(given(node, 0)))
+    if node.op_type == "TRT_FP8DequantizeLinear" and codes not in ("", "e4m3fn"):
+        text = f"TRT_FP8DequantizeLinear reads {codes}: it takes FP8 tensors, no bytes"
+        yield look.found("FG334", place, text, "store the weight as FLOAT8E4M3FN", "error")
     if is_quantizer(node):
         kinds = [look.reading.dtype(given(node, slot)) for slot in (0, 1)]
         names = [tensors.FLOATS.get(kind, "?") if kind is not None else "?" for kind in kinds]
@@ -133,8 +137,8 @@ def _codes(look: Look, place: walk.Place) -> Iterator[Found]:
     codes = given(place.node, 0)
     if not is_dequantizer(place.node) or codes is None or not tensors.is_constant(codes):
         return
-    if look.reading.format(place.node) != "e4m3fn":
-        return
+    if look.reading.format(place.node) != "e4m3fn" or isinstance(codes.const_value, ir.LazyTensor):
+        return  # what is computed as it is written was clipped
     array = tensors.read(codes).view(np.uint8)
     if array.size and bool(((array & _NAN) == _NAN).any()):
         text = f"the weight '{codes.name}' holds NaN, which builds without a word"
@@ -143,9 +147,9 @@ def _codes(look: Look, place: walk.Place) -> Iterator[Found]:
 
 
 def _pair(look: Look, place: walk.Place) -> Iterator[Found]:
-    """Q and DQ of one tensor that do not undo each other."""
+    """Q and DQ of one tensor that do not undo each other. In ours a constant factor was folded into one of them."""
     node = place.node
-    if not is_dequantizer(node):
+    if not is_dequantizer(node) or walk.FOR in node.metadata_props:
         return
     quantizer = look.reading.source(node)
     if quantizer is None:
@@ -156,7 +160,8 @@ def _pair(look: Look, place: walk.Place) -> Iterator[Found]:
     a, b = (array.astype(np.float64).ravel() for array in (first, second))
     if np.isfinite(a).all() and np.isfinite(b).all() and not np.allclose(a, b, rtol=1e-2, atol=0):
         text = f"QuantizeLinear divides by another scale ('{_name(quantizer)}') than DequantizeLinear multiplies with"
-        yield look.found("FG324", place, f"{text} ('{_name(node)}')", "give both the same scale")
+        do = "give both the same scale, unless the factor is meant"
+        yield look.found("FG324", place, f"{text} ('{_name(node)}')", do, "info")
 
 
 def _name(node: ir.Node) -> str:
