@@ -1,7 +1,7 @@
 """What a graph of torch's exporters says about where a parameter came from: names, folds and scopes.
 
-`dynamo=True` keeps a folded weight's parameter in the metadata `folded_from` of its value, and modules in `name_scopes` of
-nodes; TorchScript keeps modules in node names (`/layers.0/self_attn/q_proj/MatMul`). Measured on torch 2.13.0.
+`dynamo=True` keeps a folded weight's parameter in the metadata `folded_from` of its value, and modules in `name_scopes`
+of nodes; TorchScript keeps modules in node names (`/layers.0/self_attn/q_proj/MatMul`). Measured on torch 2.13.0.
 """
 
 from __future__ import annotations
@@ -55,11 +55,9 @@ def _tails(name: str) -> Iterator[str]:
 
 
 def own_names(value: ir.Value) -> list[str]:
-    """The value's name, and those that Identities give it: TorchScript keeps one of two equal parameters so."""
-    if any(node.metadata_props.get(_RULE, "").startswith("FuseBatchNorm") for node, _ in value.uses()):
-        return []  # the name stayed, the values are others
-    aliases = [node.outputs[0].name or "" for node, _ in value.uses() if node.op_type == "Identity"]
-    return [name for name in (value.name or "", *aliases) if name]
+    """The value's name, where it still speaks of its numbers: a Conv with a BatchNormalization in it holds others."""
+    fused = any(node.metadata_props.get(_RULE, "").startswith("FuseBatchNorm") for node, _ in value.uses())
+    return [] if fused or not value.name else [value.name]
 
 
 def folded_names(value: ir.Value) -> list[str]:
@@ -69,7 +67,12 @@ def folded_names(value: ir.Value) -> list[str]:
 
 
 def scope_names(value: ir.Value, node: ir.Node, slot: int) -> list[str]:
-    """What the parameter that a node reads is called by the module that the node stands in, the likeliest first."""
+    """What the parameter that a node reads is called by the module that the node stands in, the likeliest first.
+
+    TorchScript keeps one of two equal parameters and makes the other an Identity of it, under the other's name.
+    """
+    if node.op_type == "Identity":
+        return [node.outputs[0].name or ""]
     module = _module(node)
     if not module:
         return []

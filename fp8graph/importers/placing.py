@@ -40,39 +40,46 @@ def spelled(weight: Weight, transposed: bool) -> Spelled:
 
     [150, 136] in blocks of 128x128 -> scale [150, 2], axis 1, block_size 128; transposed: [2, 150], axis 0.
     """
-    rank = len(weight.block)
-    along = _block_axis(weight)
-    many = [axis for axis in range(rank) if weight.scale.shape[axis] > 1]
-    if not many:
-        return Spelled((), None, 0)
+    rank, shape = len(weight.block), list(weight.tensor.shape)
+    many, along = _many(weight), _block_axis(weight)
 
     def seen(axis: int) -> int:
         return 2 * rank - 3 - axis if transposed and axis >= rank - 2 else axis
 
-    if along is None and len(many) == 1:
-        return Spelled((weight.tensor.shape[many[0]],), seen(many[0]), 0)
-    along = rank - 1 if along is None else along
-    shape = [weight.tensor.shape[axis] for axis in range(rank)]
+    if along is None:
+        return Spelled((shape[many[0]],), seen(many[0]), 0) if many else Spelled((), None, 0)
     shape[along] = weight.scale.shape[along]
-    laid = tuple(shape[seen(axis)] for axis in range(rank))
-    return Spelled(laid, seen(along), weight.block[along])
-
-
-def _block_axis(weight: Weight) -> int | None:
-    """The axis that blocks run along: the summed one, which is a checkpoint's last, where it is cut at all."""
-    axes = [axis for axis, size in enumerate(weight.scale.shape) if size > 1 and weight.block[axis] > 1]
-    last = len(weight.block) - 1
-    return last if last in axes or (axes and len(weight.block) > 2) or len(axes) > 1 else None
+    return Spelled(tuple(shape[seen(axis)] for axis in range(rank)), seen(along), weight.block[along])
 
 
 def scale_in(weight: Weight, transposed: bool) -> NDArray[np.float32]:
-    """The scale, float32 in the shape of `spelled`."""
-    along, said = _block_axis(weight), spelled(weight, transposed)
+    """The scale, float32 in the shape of `spelled`: repeated along every axis but that of the blocks."""
+    along, many = _block_axis(weight), _many(weight)
     out: NDArray[np.float32] = weight.scale
     for axis, size in enumerate(weight.tensor.shape):
-        if axis != along and said.axis is not None and (weight.scale.shape[axis] > 1 or said.block_size):
+        if axis != along and (along is not None or axis in many):
             out = np.repeat(out, weight.block[axis], axis).take(range(size), axis)
-    return np.ascontiguousarray(turned(out, transposed) if len(said.shape) > 1 else out.reshape(said.shape))
+    return (
+        np.ascontiguousarray(turned(out, transposed))
+        if along is not None
+        else out.reshape(spelled(weight, False).shape)
+    )
+
+
+def _many(weight: Weight) -> list[int]:
+    """The axes along which there is more than one scale."""
+    return [axis for axis, size in enumerate(weight.scale.shape) if size > 1]
+
+
+def _block_axis(weight: Weight) -> int | None:
+    """The axis that ONNX's blocks run along; None where one scale, or one for each index of an axis, says all.
+
+    It is the summed one, which is a checkpoint's last, unless that has a scale for each of its indices.
+    """
+    many, last = _many(weight), len(weight.block) - 1
+    if not many or (len(many) == 1 and (many[0] != last or weight.block[last] == 1)):
+        return None
+    return last if weight.block[last] > 1 else next((axis for axis in many if weight.block[axis] > 1), last)
 
 
 class Placing:
@@ -129,7 +136,7 @@ class Placing:
                 edit.replace_input(user, slot, node.outputs[0])
 
     def _floats(self, seat: Seat, readers: list[Use]) -> None:
-        """The checkpoint's numbers in the graph's own type, under the initializer's name where it is for all readers."""
+        """The checkpoint's numbers in the graph's own type; under the initializer's name where it is for all readers."""
         value, source, transposed = seat.value, seat.parameter.tensor, seat.transposed
         assert value.dtype is not None and isinstance(value.graph, ir.Graph) and value.const_value is not None
         kind = tensors.NUMPY[tensors.FLOATS[value.dtype]]

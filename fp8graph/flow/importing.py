@@ -1,0 +1,236 @@
+"""`import`: brings numbers that were given elsewhere to a model."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fp8graph.base import canon
+from fp8graph.base.errors import InputError, UsageError
+from fp8graph.base.files import WrittenFile, check_writable, describe, staged
+from fp8graph.base.findings import Finding
+from fp8graph.base.names import did_you_mean
+from fp8graph.base.progress import SILENT, Progress, stage
+from fp8graph.flow import asked
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from fp8graph.graph.stages import Source
+    from fp8graph.importers.matching import Matched
+    from fp8graph.importers.parameters import Contents
+    from fp8graph.importers.placing import Placing
+
+SOURCES = ("auto", "safetensors", "qdq", "modelopt-cache", "trt-cache", "ort-table")
+GIVEN = "fp8graph.given"
+_OPSET = 21  # the first with block_size and output_dtype
+_IR_VERSION = 10
+_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What `import_plan` made.
+
+    model       the kind of object that came in, where nothing was written; else the path
+    weights     parameters in FP8 by their name in the checkpoint: format, granularity, initializer, how it was found
+    floats      how many other parameters were taken over
+    rounded     tensors that have a Q/DQ pair, for scales were given
+    caches      scales of caches, which the graph's metadata holds
+    unmatched   what found no place, on either side: {"checkpoint": [...], "model": [...]}
+    """
+
+    model: Any
+    files: tuple[WrittenFile, ...]
+    weights: dict[str, dict[str, str]]
+    floats: int
+    rounded: tuple[str, ...]
+    caches: dict[str, float]
+    unmatched: dict[str, list[str]]
+    findings: tuple[Finding, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The `result` of the command's document."""
+        return {
+            "weights": self.weights,
+            "floats": self.floats,
+            "rounded": list(self.rounded),
+            "caches": self.caches,
+            "unmatched": self.unmatched,
+        }
+
+
+def import_plan(
+    source: str | Path,
+    *,
+    model: Any,
+    output: str | Path | None = None,
+    from_: str = "auto",
+    allow_unmatched: Sequence[str] | None = None,
+    force: bool = False,
+    external_data_size_threshold: int | None = None,
+    progress: Progress = SILENT,
+) -> Imported:
+    """Brings the FP8 weights and scales of a safetensors checkpoint to the graph of its architecture.
+
+    source            a .safetensors file, a .safetensors.index.json, or a folder with one of them and config.json
+    model             path, onnx.ModelProto, onnx_ir.Model or onnx_graphsurgeon.Graph; never changed
+    output            the .onnx to write; without it nothing is written
+    allow_unmatched   globs of names, of either side, that may find no place
+
+    Weights come out exact: codes and scales are the checkpoint's. Activations are rounded only where the checkpoint has
+    static scales for them. Raises UsageError; InputError FG115 (the checkpoint cannot be read), FG116 (a number of it is
+    refused), FG117 (it is not this model's).
+    """
+    globs = asked.texts(allow_unmatched, "allow_unmatched") or ()
+    progress = asked.progress(progress)
+    path, out = asked.path(source, "source"), asked.path(output, "output")
+    if path is None:
+        raise asked.wrong("source", source, "a path")
+    _check_call(path, model, out, from_, force)
+    from fp8graph.graph.load import load
+    from fp8graph.importers.checkpoint import open_checkpoint
+    from fp8graph.importers.matching import match
+    from fp8graph.importers.parameters import contents_of
+    from fp8graph.importers.placing import Placing
+
+    opened = open_checkpoint(path)
+    loaded = load(model)
+    if out is not None:
+        check_writable(out, force=force, inputs=[*opened.files, *loaded.external], also=(".data",))
+    with stage(progress, "reading the checkpoint", len(opened.tensors), "tensor"):
+        contents = contents_of(opened)
+    graph = loaded.model
+    _raise_opset(graph)
+    matched = match(graph, contents.parameters)
+    unmatched = _unmatched(matched, contents)
+    findings = _judged(matched, unmatched, globs, str(path))
+    weights = {seat.parameter.name: _told(seat) for seat in matched.seats if seat.parameter.weight is not None}
+    floats = len({seat.parameter.name for seat in matched.seats} | set(matched.shared)) - len(weights)
+    placing = Placing(graph)
+    placing.place(matched.seats)
+    findings += _write_down(graph, contents, placing)
+    made, files = _finish(graph, loaded, out, external_data_size_threshold)
+    rounded = tuple(placing.rounded)
+    return Imported(made, files, weights, floats, rounded, dict(contents.caches), unmatched, tuple(findings))
+
+
+def _check_call(path: Path, model: Any, out: Path | None, from_: str, force: bool) -> None:
+    """Raises UsageError for what is asked and not there, before anything is read."""
+    if from_ not in SOURCES:
+        raise UsageError(f"there is no source '{from_}'", where="--from", do=did_you_mean(from_, SOURCES), code="FG101")
+    if from_ not in ("auto", "safetensors"):
+        raise UsageError(
+            f"import reads no '{from_}' yet",
+            where="--from",
+            why="what it reads is a safetensors checkpoint",
+            do="give --from safetensors, or take the scales anew: python -m fp8graph calibrate MODEL -o R.json --data FILE",
+            code="FG100",
+        )
+    if out is not None and out.suffix == ".json":
+        raise UsageError(
+            "import writes no plan yet",
+            where=f"-o {out}",
+            why="a plan holds one scale a tensor or a channel, and a checkpoint's are given for blocks, too",
+            do=f"write the graph: -o {out.with_suffix('.onnx').name}",
+            code="FG100",
+        )
+    if out is not None:
+        given = [item for item in (path, model) if isinstance(item, (str, Path)) and Path(item).is_file()]
+        check_writable(out, force=force, inputs=[Path(item) for item in given], also=(".data",))
+
+
+def _raise_opset(model: ir.Model) -> None:
+    from fp8graph.graph.opset import raise_opset
+    from fp8graph.graph.protos import infer_types
+
+    raise_opset(model, _OPSET)
+    model.ir_version = max(model.ir_version, _IR_VERSION)
+    infer_types(model)  # a pair on an activation is of its type
+
+
+def _unmatched(matched: Matched, contents: Contents) -> dict[str, list[str]]:
+    theirs = sorted([*matched.unused, *contents.orphans])
+    return {"checkpoint": theirs, "model": sorted(value.name or "" for value in matched.unfilled)}
+
+
+def _judged(matched: Matched, unmatched: dict[str, list[str]], globs: Sequence[str], where: str) -> list[Finding]:
+    """Findings about what is left over and may be. Raises InputError FG117 where something is that may not."""
+    if matched.misfits:
+        shown = "; ".join(matched.misfits[:_SHOWN])
+        do = "export the model from the checkpoint's own architecture and sizes"
+        what = "a weight has another shape in the checkpoint than in the model"
+        raise InputError(what, where=where, why=f"{shown}{_more(matched.misfits)}", do=do, code="FG117")
+    findings, refused = [], []
+    for side, names in unmatched.items():
+        for name in names:
+            allowed = any(fnmatch.fnmatchcase(name, glob) for glob in globs)
+            what = "found no place in the model" if side == "checkpoint" else "keeps the model's numbers"
+            findings.append(Finding("FG117", "warning" if allowed else "error", name, f"{side}: {what}"))
+            refused += [] if allowed else [(side, name)]
+    if refused:
+        sides = {side: [name for of, name in refused if of == side] for side in unmatched}
+        lists = [f"{side}: {', '.join(names[:_SHOWN])}{_more(names)}" for side, names in sides.items() if names]
+        error = InputError(
+            f"{len(refused)} names of checkpoint and model found no counterpart",
+            where=where,
+            why="; ".join(lists),
+            do=f"export the model from the same architecture, or accept it: --allow-unmatched '{refused[0][1]}'",
+            code="FG117",
+        )
+        error.findings = tuple(findings)
+        raise error
+    return findings
+
+
+def _more(names: Sequence[str]) -> str:
+    return f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+
+
+def _told(seat: Any) -> dict[str, str]:
+    weight = seat.parameter.weight
+    return {
+        "format": weight.format,
+        "granularity": weight.granularity,
+        "initializer": seat.value.name or "",
+        "by": seat.by,
+    }
+
+
+def _write_down(model: ir.Model, contents: Contents, placing: Placing) -> list[Finding]:
+    """Scales that no tensor of the graph takes, in the model's metadata."""
+    from fp8graph.base.canon import shortest_float32
+
+    given = {name: shortest_float32(number) for name, number in sorted(contents.caches.items())}
+    for name in placing.homeless:
+        number = contents.parameters[name].input_scale
+        assert number is not None
+        given[f"{name}: input"] = shortest_float32(float(number))
+    if given:
+        model.metadata_props[GIVEN] = canon.dumps(given)
+    return [Finding("FG118", "info", name, f"the scale {number} is written down") for name, number in given.items()]
+
+
+def _finish(
+    model: ir.Model, source: Source, out: Path | None, threshold: int | None
+) -> tuple[Any, tuple[WrittenFile, ...]]:
+    """Spells the pairs for the graph's types, and writes it."""
+    from fp8graph.core.context import Context
+    from fp8graph.core.pipeline import Pipeline
+    from fp8graph.data import recipe, target
+    from fp8graph.graph import keys
+    from fp8graph.graph.save import like_source, save
+    from fp8graph.graph.stages import Legal
+
+    keys.name_everything(model)
+    context = Context(target=target.load("reference"), recipe=recipe.load("fp8-default"))
+    Pipeline(["spell-fp32-scales"]).run(model, context)
+    legal = Legal(model, source)
+    if out is None:
+        return like_source(legal), ()
+    with staged(out) as folder:
+        names = [made.name for made in save(legal, folder, out.name, threshold=threshold)]
+    return str(out), tuple(describe(out.with_name(name)) for name in names)
