@@ -33,7 +33,20 @@ if TYPE_CHECKING:
     from fp8graph.data.plan import Decision, Plan, Profile, Reason
     from fp8graph.data.recipe import Recipe
     from fp8graph.data.target import Target
-    from fp8graph.flow import attest, bench, build, calibrate, check, compare, diff, doctor, inspect, optimize, report
+    from fp8graph.flow import (
+        attest,
+        bench,
+        build,
+        calibrate,
+        check,
+        compare,
+        diff,
+        doctor,
+        import_plan,
+        inspect,
+        optimize,
+        report,
+    )
 
     __version__: str
 
@@ -64,6 +77,7 @@ _HOMES = {
         "compare",
         "diff",
         "doctor",
+        "import_plan",
         "inspect",
         "optimize",
         "report",
@@ -107,6 +121,7 @@ __all__ = [
     "compare",
     "diff",
     "doctor",
+    "import_plan",
     "inspect",
     "optimize",
     "report",

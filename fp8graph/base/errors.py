@@ -14,6 +14,7 @@ TYPE_CHECKING = False  # typing.TYPE_CHECKING, without importing typing: errors 
 if TYPE_CHECKING:
     from typing import ClassVar
 
+    from fp8graph.base.files import WrittenFile
     from fp8graph.base.findings import Finding
 
 
@@ -77,3 +78,14 @@ class InternalError(Fp8GraphError):
 
 class PassContractError(InternalError):
     """A pass broke a promise of its class; the message names the pass."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, or a signal that is handled like it, in work that has left something to go on from.
+
+    what, do   a sentence each; `files` is what was left
+    """
+
+    def __init__(self, what: str, *, do: str, files: tuple[WrittenFile, ...] = ()) -> None:
+        super().__init__(what)
+        self.what, self.do, self.files = what, do, files

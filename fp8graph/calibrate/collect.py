@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -35,22 +35,32 @@ def collect(
     source: str,
     progress: Progress = SILENT,
     libraries: Sequence[str] = (),
+    providers: Sequence[str] = (),
+    partial: Callable[[Ranges], None] | None = None,
 ) -> Ranges:
     """Runs the samples once and returns the range of each tensor of `needs` (scope and name), and of float outputs.
 
     One intra-op thread computes each feed, so the numbers do not depend on load or thread count; ranges merge
     exactly, so they do not depend on the order either. Tensors that no sample computes have a count of 0: what is
     missing in the result was not asked for.
+
+    partial   gets the ranges of the samples so far, which are the first ones, where Ctrl-C ends the run
     """
     floats = [
         v.name for v in model.model.graph.outputs if isinstance(v.type, ir.TensorType) and v.dtype in _FLOATS and v.name
     ]
-    view = _View(model.model, list(dict.fromkeys([*needs, *floats])), source, samples.label, libraries)
+    view = _View(model.model, list(dict.fromkeys([*needs, *floats])), source, samples.label, libraries, providers)
     ranges = Ranges(source=source, data=samples.label, values=dict.fromkeys(needs, Stat()))
     with stage(progress, "calibrating", samples.count, "samples"), ThreadPoolExecutor(_WORKERS) as pool:
-        for part in _in_order(pool, view, samples):
-            ranges = ranges.merge(part)
-            progress.step()
+        try:
+            for part in _in_order(pool, view, samples):
+                ranges = ranges.merge(part)
+                progress.step()
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            if partial is not None:
+                partial(ranges)
+            raise
     return ranges
 
 
@@ -68,7 +78,13 @@ class _View:
     """The model with outputs for what is to be observed: inner tensors as they are, body tensors by their ranges."""
 
     def __init__(
-        self, model: ir.Model, needs: Sequence[str], source: str, label: str, libraries: Sequence[str]
+        self,
+        model: ir.Model,
+        needs: Sequence[str],
+        source: str,
+        label: str,
+        libraries: Sequence[str],
+        providers: Sequence[str],
     ) -> None:
         self.source, self.label = source, label
         self.valued = walk.shape_inputs(model)
@@ -80,7 +96,7 @@ class _View:
         self.carried = bodies.expose(work, [name for name in needs if name not in inner and name not in inputs])
         have = {value.name for value in work.graph.outputs}
         work.graph.outputs.extend(inner[name] for name in self.taps if name not in have)
-        self.runner = OnnxRuntime(work, libraries=libraries)
+        self.runner = OnnxRuntime(work, libraries=libraries, providers=providers)
 
     def observe(self, index: int, feed: dict[str, Any]) -> Ranges:
         """The ranges of one feed; a failing run names the sample."""

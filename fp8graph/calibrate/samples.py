@@ -7,16 +7,16 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import onnx_ir as ir
 
-from fp8graph.base.errors import InputError
+from fp8graph.base.errors import InputError, UsageError
 from fp8graph.base.findings import Notes
-from fp8graph.calibrate.readers import npz, random
+from fp8graph.calibrate.readers import feeds_json, npz, random, script
 from fp8graph.calibrate.readers.arrays import Array, InputSpec, count_of, cut, feeds
-from fp8graph.graph import tensors
+from fp8graph.graph import tensors, walk
 
 DEFAULT_RANDOM = 8
 
@@ -31,6 +31,30 @@ class Samples:
 
     def __iter__(self) -> Iterator[dict[str, Array]]:
         return self.read()
+
+    def shard(self, index: int, of: int) -> Samples:
+        """Every `of`-th sample from the one at `index` on: all of them together are the whole."""
+
+        def read() -> Iterator[dict[str, Array]]:
+            empty = True
+            for feed in itertools.islice(self.read(), index, None, of):
+                empty = False
+                yield feed
+            if empty:
+                raise InputError(
+                    f"the shard {index}/{of} holds no sample",
+                    where=self.label,
+                    why=f"the data has {index} at most" if index else "the data is empty",
+                    do="take fewer shards",
+                    code="FG107",
+                )
+
+        return Samples(self.label, read, None if self.count is None else len(range(index, self.count, of)))
+
+    def behind(self, done: int) -> Samples:
+        """The samples that follow the first `done`, which may be none."""
+        left = None if self.count is None else max(0, self.count - done)
+        return Samples(self.label, lambda: itertools.islice(self.read(), done, None), left)
 
 
 def input_specs(model: ir.Model) -> list[InputSpec]:
@@ -84,18 +108,37 @@ def _listed(specs: Mapping[str, InputSpec]) -> str:
 
 
 def open_samples(
-    data: Any, model: ir.Model, notes: Notes, *, samples: int | None = None, batch: int | None = None, seed: int = 0
+    data: Any,
+    model: ir.Model,
+    notes: Notes,
+    *,
+    samples: int | None = None,
+    batch: int | None = None,
+    seed: int = 0,
+    val_range: Mapping[str, random.Range] | None = None,
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Samples:
     """The samples of `data`: a URI or several, a mapping of arrays, an iterable of feeds, or a function that gives one.
 
     A sample is one feed: what the model takes in one run, a whole batch. URIs: `f.npz`, `f.npy` (models with one
-    input), a folder, `random`. Only the first `samples` are read. Raises
-    InputError FG107 (does not fit the model) or FG108 (cannot be read).
+    input), a folder, feeds as Polygraphy saves them (`f.json`), `script:f.py:load_data`, `random`, which alone takes
+    `val_range` and `input_shapes`. Only the first `samples` are read.
+    Raises InputError FG107 (does not fit the model) or FG108 (cannot be read), UsageError FG100 and FG101.
     """
     specs = input_specs(model)
     if isinstance(data, (str, Path)):
         data = [data]
-    label, read = _reader(data, specs, notes, samples, batch, seed)
+    if not is_random(data):
+        for option, value in (("--val-range", val_range), ("--input-shapes", input_shapes)):
+            if value:
+                raise UsageError(
+                    f"{option} says how random data is made, and the data is not random",
+                    where=option,
+                    do="leave it out, or give --data random",
+                    code="FG100",
+                )
+    made = random.Random(seed, val_range or {}, input_shapes or {}, walk.shape_inputs(model) if input_shapes else ())
+    label, read = _reader(data, specs, notes, samples, batch, made)
     total = _total(data, specs, batch, samples)
 
     def limited() -> Iterator[dict[str, Array]]:
@@ -109,6 +152,13 @@ def open_samples(
     return Samples(label, limited, total if samples is None or total is None else min(total, samples))
 
 
+def is_random(data: Any) -> bool:
+    """Whether `data` asks for random feeds."""
+    if isinstance(data, (list, tuple)):
+        return len(data) == 1 and isinstance(data[0], str) and data[0] == "random"
+    return isinstance(data, str) and data == "random"
+
+
 def _total(data: Any, specs: list[InputSpec], batch: int | None, samples: int | None) -> int | None:
     """How many samples there are, as far as that is known without reading any: for progress, never for a decision."""
     try:
@@ -118,8 +168,10 @@ def _total(data: Any, specs: list[InputSpec], batch: int | None, samples: int | 
             return None
         if not all(isinstance(item, (str, Path)) for item in data):
             return len(data)
-        if [str(item) for item in data] == ["random"]:
+        if is_random(data):
             return samples or DEFAULT_RANDOM
+        if any(_is_whole(item) for item in data):
+            return None
         return sum(_count(shapes, specs, batch) for item in data for shapes in _shapes(Path(item), specs))
     except Exception:  # reading it will say what is wrong
         return None
@@ -149,33 +201,42 @@ def _count(shapes: Mapping[str, tuple[int, ...]], specs: list[InputSpec], batch:
 def files_of(data: Any) -> list[Path]:
     """The files that would be read as data, those in folders included; empty for what is no path."""
     items = [data] if isinstance(data, (str, Path)) else data if isinstance(data, (list, tuple)) else []
-    paths = [Path(item) for item in items if isinstance(item, (str, Path))]
+    paths = [_path_of(item) for item in items if isinstance(item, (str, Path))]
     return [file for path in paths for file in (npz.files_in(path) if path.is_dir() else [path])]
 
 
+def _path_of(uri: str | Path) -> Path:
+    return script.file_of(uri) if _is_script(uri) else Path(uri)
+
+
+def _is_script(uri: str | Path) -> TypeGuard[str]:
+    return isinstance(uri, str) and uri.startswith(script.PREFIX)
+
+
+def _is_whole(uri: str | Path) -> bool:
+    """Whether a URI gives whole feeds, whose number is not known before they are read."""
+    return _is_script(uri) or any(file.suffix == ".json" for file in files_of(uri))
+
+
 def _reader(
-    data: Any, specs: list[InputSpec], notes: Notes, samples: int | None, batch: int | None, seed: int
+    data: Any, specs: list[InputSpec], notes: Notes, samples: int | None, batch: int | None, made: random.Random
 ) -> tuple[str, Callable[[], Iterator[dict[str, Array]]]]:
     if isinstance(data, Mapping):
         arrays = {str(name): np.asarray(array) for name, array in data.items()}
         return f"arrays {_digest(arrays)}", lambda: _cut_feeds("the arrays given", arrays, specs, notes, batch)
+    if is_random(data):
+        count = samples or DEFAULT_RANDOM
+        notes.add(
+            "FG121",
+            "",
+            f"the scales come from random data (seed {made.seed}): they say nothing about real inputs",
+            severity="warning",
+        )
+        return made.label(count), lambda: random.feeds(specs, count, batch, made)
     if isinstance(data, Sequence) and all(isinstance(item, (str, Path)) for item in data):
-        if [str(item) for item in data] == ["random"]:
-            count = samples or DEFAULT_RANDOM
-            notes.add(
-                "FG121",
-                "",
-                f"the scales come from random data (seed {seed}): they say nothing about real inputs",
-                severity="warning",
-            )
-            return f"random, seed {seed}, {count} samples", lambda: random.feeds(specs, count, seed, batch)
-        paths = [Path(item) for item in data]
-        for path in paths:
-            if not path.exists():
-                raise InputError(
-                    "the data does not exist", where=str(path), do="check the path after --data", code="FG108"
-                )
-        return ", ".join(path.name for path in paths), lambda: _from_paths(paths, specs, notes, batch)
+        sources = [_source(item, specs, notes, batch) for item in data]
+        label = ", ".join(script.label_of(item) if _is_script(item) else Path(item).name for item in data)
+        return label, lambda: itertools.chain.from_iterable(source() for source in sources)
     if callable(data):
         return "function", lambda: _checked(_called(data), specs)
     if isinstance(data, Iterable):
@@ -189,25 +250,39 @@ def _reader(
     )
 
 
-def _from_paths(
-    paths: list[Path], specs: list[InputSpec], notes: Notes, batch: int | None
-) -> Iterator[dict[str, Array]]:
-    for path in paths:
-        if path.is_dir():
-            for where, arrays in npz.folder(path):
-                yield from _cut_feeds(where, arrays, specs, notes, batch)
-        elif path.suffix == ".npy":
-            required = [spec for spec in specs if spec.required]
-            if len(required) != 1:
-                raise InputError(
-                    "an .npy file fits a model with one input",
-                    where=str(path),
-                    why=f"this one has {len(required)}",
-                    code="FG107",
-                )
-            yield from _cut_feeds(str(path), {required[0].name: npz.load_npy(path)}, specs, notes, batch)
-        else:
-            yield from _cut_feeds(str(path), npz.load(path), specs, notes, batch)
+def _source(
+    uri: str | Path, specs: list[InputSpec], notes: Notes, batch: int | None
+) -> Callable[[], Iterator[dict[str, Array]]]:
+    """What reads one URI. Raises InputError FG108 where nothing is there, and what a script raises."""
+    if _is_script(uri):
+        function = script.function_of(uri)
+        return lambda: _checked(function(), specs, f"{uri}, ")
+    path = Path(uri)
+    if not path.exists():
+        raise InputError("the data does not exist", where=str(path), do="check the path after --data", code="FG108")
+    return lambda: _from_path(path, specs, notes, batch)
+
+
+def _from_path(path: Path, specs: list[InputSpec], notes: Notes, batch: int | None) -> Iterator[dict[str, Array]]:
+    files = npz.files_in(path) if path.is_dir() else [path]
+    if files and files[0].suffix == ".json":
+        for file in files:
+            yield from _checked(feeds_json.load(file), specs, f"{file}, ")
+    elif path.is_dir():
+        for where, arrays in npz.folder(path):
+            yield from _cut_feeds(where, arrays, specs, notes, batch)
+    elif path.suffix == ".npy":
+        required = [spec for spec in specs if spec.required]
+        if len(required) != 1:
+            raise InputError(
+                "an .npy file fits a model with one input",
+                where=str(path),
+                why=f"this one has {len(required)}",
+                code="FG107",
+            )
+        yield from _cut_feeds(str(path), {required[0].name: npz.load_npy(path)}, specs, notes, batch)
+    else:
+        yield from _cut_feeds(str(path), npz.load(path), specs, notes, batch)
 
 
 def _cut_feeds(
@@ -234,13 +309,14 @@ def _called(function: Callable[[], Any]) -> Iterable[Any]:
     return made
 
 
-def _checked(items: Iterable[Any], specs: list[InputSpec]) -> Iterator[dict[str, Array]]:
-    """Feeds from a user's code: each is a whole feed already."""
+def _checked(items: Iterable[Any], specs: list[InputSpec], source: str = "") -> Iterator[dict[str, Array]]:
+    """Feeds that are whole already; `source` is what errors say in front of the sample."""
     for index, item in enumerate(items):
+        where = f"{source}sample {index}"
         if not isinstance(item, Mapping):
             raise InputError(
                 "a feed is a mapping of arrays by input name",
-                where=f"sample {index}",
+                where=where,
                 why=f"got {type(item).__name__}",
                 code="FG107",
             )
@@ -249,12 +325,12 @@ def _checked(items: Iterable[Any], specs: list[InputSpec]) -> Iterator[dict[str,
             if spec.name in stacked and spec.dims is not None and stacked[spec.name].ndim != len(spec.dims) + 1:
                 raise InputError(
                     f"the input '{spec.name}' has rank {stacked[spec.name].ndim - 1}",
-                    where=f"sample {index}",
+                    where=where,
                     why=f"the model wants rank {len(spec.dims)}: each sample is a whole feed",
                     do="give data for this model",
                     code="FG107",
                 )
-        yield from feeds(cut(stacked, specs, f"sample {index}", None), f"sample {index}")
+        yield from feeds(cut(stacked, specs, where, None), where)
 
 
 def _digest(arrays: Mapping[str, Array]) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
-from fp8graph.base.errors import BackendError, Fp8GraphError, InternalError
+from fp8graph.base.errors import BackendError, Fp8GraphError, InternalError, Interrupted
 from fp8graph.base.progress import SILENT, Progress
 from fp8graph.cli.main import detach_stdout, version
 
@@ -129,14 +129,16 @@ class Console:
             self.say_error(told)
         return shown.status
 
-    def interrupted(self, status: int) -> int:
-        """Reports Ctrl-C, or a signal that asked for the end."""
+    def interrupted(self, status: int, cause: KeyboardInterrupt | None = None) -> int:
+        """Reports Ctrl-C, or a signal that asked for the end, and what it has left to go on from."""
         self.close()
-        self._note(f"interrupted, status {status}", error=True)
+        left = cause if isinstance(cause, Interrupted) else None
+        why, do = (left.what, left.do) if left is not None else ("", "run the command again")
+        self._note(f"interrupted, status {status}" + (f"; {why}" if why else ""), error=True)
         if self.json:
-            error = {"code": "FG131", "what": "interrupted", "where": "", "why": "", "do": "run the command again"}
-            self._failure(status, error)
-        self.say_error("interrupted")
+            error = {"code": "FG131", "what": "interrupted", "where": "", "why": why, "do": do}
+            self._failure(status, error, files=left.files if left is not None else ())
+        self.say_error(f"interrupted: {why}; {do}" if why else "interrupted")
         return status
 
     def say(self, text: str) -> int:
@@ -199,9 +201,10 @@ class Console:
         error: Mapping[str, str],
         findings: Sequence[Finding] = (),
         result: Mapping[str, Any] | None = None,
+        files: Sequence[WrittenFile] = (),
     ) -> None:
         with contextlib.suppress(BackendError):  # a stdout that takes nothing: stderr still tells
-            self._document(status, (), findings, error, result or {})
+            self._document(status, files, findings, error, result or {})
 
     def _explain_findings(self, findings: Sequence[Finding]) -> None:
         from fp8graph.report.text import grouped

@@ -22,6 +22,7 @@ COMMANDS = {
     "check": "Reports what keeps a model's Q/DQ from running in low precision, and mends what can be mended.",
     "diff": "Lays two plans, models or engines side by side: what changed.",
     "inspect": "Shows what is in a model, plan, ranges, engine or attestation.",
+    "import": "Brings the FP8 weights and scales of a checkpoint to a model.",
     "report": "Joins plan, comparison and attestation by operator.",
     "doctor": "Lists versions, devices and usable targets, and why the others are not.",
     "targets": "Lists targets, or shows what one can run and which source says so.",

@@ -24,7 +24,7 @@ def run(command: str | None, rest: Sequence[str], given: Sequence[str]) -> int:
     except Fp8GraphError as error:
         return console.fail(error)
     except KeyboardInterrupt as error:
-        return console.interrupted(status_of(error))
+        return console.interrupted(status_of(error), error)
     except MemoryError:
         return console.fail(_out_of_memory())
     except OSError as error:

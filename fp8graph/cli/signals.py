@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from fp8graph.base.errors import Interrupted
+
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 _DEFAULTS = (signal.SIG_DFL, signal.default_int_handler)
 _LOOK_AGAIN_S, _LOOKS = 0.05, 100
@@ -26,7 +28,8 @@ class Stopped(KeyboardInterrupt):
 
 def status_of(error: KeyboardInterrupt) -> int:
     """The exit status after this interruption."""
-    return 128 + (error.number if isinstance(error, Stopped) else signal.SIGINT)
+    cause = error.__context__ if isinstance(error, Interrupted) else error
+    return 128 + (cause.number if isinstance(cause, Stopped) else signal.SIGINT)
 
 
 @contextmanager

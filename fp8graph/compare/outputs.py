@@ -5,56 +5,78 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from fp8graph.base.errors import InputError
 from fp8graph.base.progress import SILENT, Progress, stage
+from fp8graph.compare.tolerance import Judge, Tolerance
 from fp8graph.data.comparison import Comparison, OutputDifference
 from fp8graph.numerics.error import ErrorSums
-from fp8graph.runners.base import Outputs, Runner
+from fp8graph.runners.base import Feeds, Outputs, Runner
 
 _WORKERS = min(os.cpu_count() or 1, 4)
 
 
 def compare_outputs(
-    a: Runner, b: Runner, feeds: Any, *, count: int | None = None, progress: Progress = SILENT
+    a: Runner,
+    b: Runner,
+    feeds: Any,
+    *,
+    count: int | None = None,
+    progress: Progress = SILENT,
+    tolerance: Tolerance | None = None,
+    keep: Callable[[Feeds, Outputs], None] | None = None,
 ) -> Comparison:
     """The difference of B from A, output by output, over all feeds.
 
     Only outputs that both have are measured; those that are missing in B, of another shape or type, or that hold a
-    NaN or an infinity where A holds none, are listed as problems. Raises InputError FG107 without a feed.
+    NaN or an infinity where A holds none, are listed as problems.
+
+    tolerance  what the outputs are held to; where it does not hold, `missed` says so
+    keep       gets each feed with A's outputs, in order
+
+    Raises InputError FG107 without a feed, UsageError FG101 for a bound of an unknown output.
     """
-    sums: dict[str, ErrorSums] = {name: ErrorSums() for name in a.outputs if name in b.outputs}
-    equal = dict.fromkeys(sums, True)
-    problems = [f"the output '{name}' is missing" for name in a.outputs if name not in b.outputs]
-    floating: dict[str, bool] = {}
+    names = [name for name in a.outputs if name in b.outputs]
+    judge = Judge(tolerance if tolerance is not None else Tolerance())
+    judge.tolerance.check(names)
+    found = _Found({name: ErrorSums() for name in names}, dict.fromkeys(names, True), judge)
+    found.problems += [f"the output '{name}' is missing" for name in a.outputs if name not in b.outputs]
     samples = 0
     with stage(progress, "comparing", count, "samples"), ThreadPoolExecutor(_WORKERS) as pool:
-        for left, right in _pairs(pool, a, b, feeds):
+        for feed, left, right in _pairs(pool, a, b, feeds):
+            for name in names:
+                found.add(samples, name, left[name], right[name])
+            if keep is not None:
+                keep(feed, left)
             samples += 1
-            for name in sums:
-                _add(name, left[name], right[name], sums[name], equal, floating, problems)
             progress.step()
     if not samples:
         raise InputError("there is no sample to compare on", code="FG107", do="give --data with samples")
-    outputs = {name: _difference(total, equal[name], floating.get(name, False)) for name, total in sums.items()}
+    outputs = {
+        name: _difference(total, found.equal[name], found.floating.get(name, False))
+        for name, total in found.sums.items()
+    }
+    problems = list(found.problems)
     for name, item in outputs.items():
         if item.new_nonfinite:
             problems.append(
                 f"the output '{name}' holds {item.new_nonfinite} NaN or infinite values where there were none"
             )
-    return Comparison(outputs, samples, tuple(dict.fromkeys(problems)))
+    done = Comparison(outputs, samples, tuple(dict.fromkeys(problems)))
+    return replace(done, missed=judge.missed(done))
 
 
-def _pairs(pool: ThreadPoolExecutor, a: Runner, b: Runner, feeds: Any) -> Iterator[tuple[Outputs, Outputs]]:
-    def both(feed: Any) -> tuple[Outputs, Outputs]:
-        return a.run(feed), b.run(feed)
+def _pairs(pool: ThreadPoolExecutor, a: Runner, b: Runner, feeds: Any) -> Iterator[tuple[Feeds, Outputs, Outputs]]:
+    def both(feed: Feeds) -> tuple[Feeds, Outputs, Outputs]:
+        return feed, a.run(feed), b.run(feed)
 
-    waiting: deque[Future[tuple[Outputs, Outputs]]] = deque()
+    waiting: deque[Future[tuple[Feeds, Outputs, Outputs]]] = deque()
     for feed in feeds:
         waiting.append(pool.submit(both, feed))
         if len(waiting) > _WORKERS:
@@ -63,21 +85,40 @@ def _pairs(pool: ThreadPoolExecutor, a: Runner, b: Runner, feeds: Any) -> Iterat
         yield waiting.popleft().result()
 
 
-def _add(
-    name: str,
-    left: Any,
-    right: Any,
-    total: ErrorSums,
-    equal: dict[str, bool],
-    floating: dict[str, bool],
-    problems: list[str],
-) -> None:
-    before, after = _parts(left), _parts(right)
-    if len(before) != len(after):
-        problems.append(f"the output '{name}' has {len(after)} parts, it had {len(before)}")
-        equal[name] = False
-    for left, right in zip(before, after, strict=False):
-        _add_array(name, left, right, total, equal, floating, problems)
+@dataclass
+class _Found:
+    """What the samples have told so far, by output."""
+
+    sums: dict[str, ErrorSums]
+    equal: dict[str, bool]
+    judge: Judge
+    floating: dict[str, bool] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def add(self, sample: int, name: str, left: Any, right: Any) -> None:
+        """Takes in one output of one sample."""
+        before, after = _parts(left), _parts(right)
+        if len(before) != len(after):
+            self.problems.append(f"the output '{name}' has {len(after)} parts, it had {len(before)}")
+            self.equal[name] = False
+        for one, other in zip(before, after, strict=False):
+            self._add_array(sample, name, one, other)
+
+    def _add_array(self, sample: int, name: str, left: np.ndarray[Any, Any], right: np.ndarray[Any, Any]) -> None:
+        texts = left.dtype.kind in "US" and right.dtype.kind in "US"  # their dtype says how long the longest is
+        if (left.dtype != right.dtype and not texts) or left.shape != right.shape:
+            self.problems.append(
+                f"the output '{name}' is {right.dtype}{list(right.shape)}, it was {left.dtype}{list(left.shape)}"
+            )
+            self.equal[name] = False
+            return
+        self.judge.add(sample, name, left, right)
+        if left.dtype.kind in "OUS":
+            self.equal[name] = self.equal[name] and bool((left == right).all())
+            return
+        self.floating[name] = left.dtype.kind not in "iub"
+        self.equal[name] = self.equal[name] and bool(np.array_equal(left, right, equal_nan=self.floating[name]))
+        self.sums[name].add(left, right)
 
 
 def _parts(value: Any) -> list[np.ndarray[Any, Any]]:
@@ -88,30 +129,6 @@ def _parts(value: Any) -> list[np.ndarray[Any, Any]]:
     if isinstance(value, (list, tuple)):
         return [part for item in value for part in _parts(item)]
     return [] if value is None else [np.asarray(value)]
-
-
-def _add_array(
-    name: str,
-    left: np.ndarray[Any, Any],
-    right: np.ndarray[Any, Any],
-    total: ErrorSums,
-    equal: dict[str, bool],
-    floating: dict[str, bool],
-    problems: list[str],
-) -> None:
-    texts = left.dtype.kind in "US" and right.dtype.kind in "US"  # their dtype says how long the longest is
-    if (left.dtype != right.dtype and not texts) or left.shape != right.shape:
-        problems.append(
-            f"the output '{name}' is {right.dtype}{list(right.shape)}, it was {left.dtype}{list(left.shape)}"
-        )
-        equal[name] = False
-        return
-    if left.dtype.kind in "OUS":
-        equal[name] = equal[name] and bool((left == right).all())
-        return
-    floating[name] = left.dtype.kind not in "iub"
-    equal[name] = equal[name] and bool(np.array_equal(left, right, equal_nan=floating[name]))
-    total.add(left, right)
 
 
 def _difference(total: ErrorSums, equal: bool, floating: bool) -> OutputDifference:

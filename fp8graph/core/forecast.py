@@ -17,7 +17,7 @@ import onnx_ir as ir
 from fp8graph.base.findings import Severity
 from fp8graph.core.facts import Facts
 from fp8graph.core.operands import PRODUCTS, UNKNOWN, Follower, Operand
-from fp8graph.core.planner import output_axis
+from fp8graph.core.quants import output_axis
 from fp8graph.core.reading import ONNX, Reading, attribute, family, given, is_quantizer
 from fp8graph.data.target import Fact, Target
 

@@ -23,6 +23,7 @@ class Options:
     attention               `off` keeps the products of attention; `must-fuse` makes each one operator that has to fuse
     kv_cache                `fp8` holds caches of keys and values in FP8: inputs and outputs change their type
     high_precision_dtype    type of the high-precision part
+    direct_io_types         inputs and outputs take that type, too
     """
 
     op_types_to_quantize: tuple[str, ...] | None = None
@@ -33,6 +34,7 @@ class Options:
     attention: Literal["auto", "off", "must-fuse"] = "auto"
     high_precision_dtype: HighChoice | None = None
     kv_cache: Literal["keep", "fp8"] = "keep"
+    direct_io_types: bool = False
 
     def __post_init__(self) -> None:
         if self.kv_cache not in ("keep", "fp8"):

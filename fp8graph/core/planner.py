@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fp8graph.base.errors import UsageError
-from fp8graph.core import attention, caches
+from fp8graph.core import attention, caches, quants
 from fp8graph.core.context import Context, OpView
 from fp8graph.core.contract import holding, opinion_of
 from fp8graph.core.epilogues import note_epilogues
@@ -17,16 +17,17 @@ from fp8graph.core.facts import Facts
 from fp8graph.core.options import Options, Selection
 from fp8graph.core.passes import Opinion, PlanRule
 from fp8graph.core.sharing import share_concat
+from fp8graph.data import recipe as recipes
 from fp8graph.data.plan import Cache, Decision, High, Plan, Quant, Reason, Scale, Shapes
-from fp8graph.formats.spec import Granularity, PerAxis, PerTensor
+from fp8graph.data.recipe import Recipe
+from fp8graph.data.target import Row
+from fp8graph.formats.spec import FP32_SCALES, PerTensor
 from fp8graph.graph import tensors, walk
 from fp8graph.graph.stages import Normalized
 from fp8graph.graph.typing import typed_slots
 
 # The op types that have two data operands, and so can run in FP8.
 COMPUTE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-# The largest probability is 1: E4M3's largest value stands for it, whatever the data.
-SOFTMAX_SCALE = float(np.float32(1 / 448))
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ def make_plan(
     if ctx.recipe.concat:
         ops = share_concat(ops, normalized.model, facts)
     note_epilogues(ops, normalized.model, ctx, facts)
+    planner.hold_recipe(ops)
     return Plan(
         structure=normalized.structure,
         target=ctx.target.asked,
@@ -98,15 +100,23 @@ class _Planner:
         impossible = self._impossible(op)
         if impossible is not None:
             return self._refuse(op, vote, kept, impossible, by="the graph")
-        format, row = self.target.worst(op.node.op_type, self._formats(op), op.facts)
+        if self.recipe.activations.format == "none" and not any(tensors.is_constant(op.input(s)) for s in (0, 1)):
+            return kept.kept(
+                Reason("FG227", f"recipe {self.recipe.name}", "it has no weight, and no more is quantized")
+            )
+        asked = op.facts | quants.policy_facts(self.recipe)
+        format, row = self.target.worst(op.node.op_type, self._formats(op), asked)
         if row.status == "refused":
             refused = Opinion("keep", "FG301", row.text)
             return self._refuse(op, vote, kept, refused, by=f"target {self.target.name}: {row.source}", format=format)
         if row.status == "costly" and not (self.everywhere or vote.wish):
             return kept.kept(Reason("FG304", f"target {self.target.name}: {row.source}", row.text))
-        per_tensor = row.weights == "tensor" or self.recipe.weights.per == "tensor"
-        inputs = {slot: self._quant(op, slot, per_tensor=per_tensor) for slot in (0, 1)}
-        text = vote.opinion.text + (f"; {row.text}" if row.weights == "tensor" or row.status == "emulated" else "")
+        uneven = self._uneven(op) if row.activations == "any" else None
+        if uneven is not None:
+            return self._refuse(op, vote, kept, uneven, by=f"recipe {self.recipe.name}")
+        slots = [s for s in (0, 1) if self.recipe.activations.format != "none" or tensors.is_constant(op.input(s))]
+        inputs = {slot: self._quant(op, slot, row) for slot in slots}
+        text = vote.opinion.text + (f"; {row.text}" if row.weights != "any" or row.status == "emulated" else "")
         return replace(kept, do="quantize", why=Reason(vote.opinion.code, vote.by, text), inputs=inputs)
 
     def _vote(self, op: OpView) -> _Vote:
@@ -171,10 +181,23 @@ class _Planner:
 
     def _formats(self, op: OpView) -> list[str]:
         """The formats that both operands would have."""
-        return [
-            (self.recipe.weights if tensors.is_constant(op.input(slot)) else self.recipe.activations).format
-            for slot in (0, 1)
-        ]
+        held = [tensors.is_constant(op.input(slot)) for slot in (0, 1)]
+        both = [(self.recipe.weights if constant else self.recipe.activations).format for constant in held]
+        return [format for format in both if format != "none"]
+
+    def _uneven(self, op: OpView) -> Opinion | None:
+        """Why blocks do not fit an activation; None where they do."""
+        policy = self.recipe.activations
+        for slot in (0, 1) if policy.per == "block" else ():
+            dims = op.input_dims(slot)
+            if tensors.is_constant(op.input(slot)) or dims is None:
+                continue
+            along = quants.contraction_axis(op.node, slot, len(dims))
+            rest = dims[along + 1 :]
+            if dims[along] is None or (len(rest) > 1 and None in rest):
+                text = f"operand {slot} has an open length along the axis that is summed over, or behind it"
+                return Opinion("keep", "FG228", f"{text}: blocks need a known one")
+        return None
 
     def _refuse(
         self, op: OpView, vote: _Vote, kept: Decision, opinion: Opinion, *, by: str, format: str = ""
@@ -190,20 +213,23 @@ class _Planner:
             code="FG302",
         )
 
-    def _quant(self, op: OpView, slot: int, *, per_tensor: bool) -> Quant:
+    def _quant(self, op: OpView, slot: int, row: Row) -> Quant:
+        """How one operand is quantized, with scales that are as coarse as the target's row wants them."""
         value = op.input(slot)
         assert value is not None
-        name = self.facts.qualified(value)
+        name, rank = self.facts.qualified(value), len(self.facts.dims(value) or ())
         if tensors.is_constant(value):
-            policy = self.recipe.weights
-            axis = None if per_tensor else output_axis(op.node, slot, len(value.shape or ()))
-            granularity: Granularity = PerTensor() if axis is None else PerAxis(axis)
-            return Quant(name, policy.format, granularity, Scale("computed", policy.scale))
-        policy = self.recipe.activations
+            weights = self.recipe.weights
+            blocks = quants.weight_granularity(weights, op.node, slot, len(value.shape or ()), row.weights)
+            stored = weights.stored if any(size > 1 for _, size in blocks.blocks) else FP32_SCALES
+            return Quant(name, weights.format, blocks, Scale("computed", weights.scale, stored=stored))
+        policy = quants.taken(self.recipe.activations, row.activations)
         item = self.facts.attentions.get(op.node)
-        if item is not None and op.node is item.context and slot == item.probability_slot and policy.format == "e4m3fn":
-            return Quant(name, policy.format, PerTensor(), Scale("given", "softmax", SOFTMAX_SCALE))
-        return Quant(name, policy.format, PerTensor(), Scale("observed", self._rule(op, value)))
+        if item is not None and op.node is item.context and slot == item.probability_slot and policy.per != "block":
+            scale = Scale("given", "softmax", quants.softmax_scale(policy.format))
+            return Quant(name, policy.format, PerTensor(), scale)
+        blocks = quants.activation_granularity(policy, op.node, slot, rank)
+        return Quant(name, policy.format, blocks, quants.activation_scale(policy, blocks, self._rule(op, value)))
 
     def _rule(self, op: OpView, value: ir.Value) -> str:
         """The recipe's rule; with headroom for a value from around the body that the op lies in.
@@ -228,6 +254,32 @@ class _Planner:
             if kind == "bf16":
                 return "bf16"
         return "fp32"
+
+    def hold_recipe(self, ops: dict[str, Decision]) -> None:
+        """Raises UsageError FG341 where the target runs nothing of what the recipe asks for."""
+        if any(op.do == "quantize" for op in ops.values()):
+            return
+        asked = quants.policy_facts(self.recipe)
+        rows = {op: self.target.worst(op, self._asked_formats(self.recipe), asked)[1] for op in self.recipe.ops}
+        if not rows or any(row.status != "refused" for row in rows.values()):
+            return
+        able = [name for name in recipes.names() if self._runs(recipes.load(name))]
+        raise UsageError(
+            f"target '{self.target.name}' runs nothing of what recipe '{self.recipe.name}' asks for",
+            where=f"--recipe {self.recipe.name}, --target {self.target.asked or self.target.name}",
+            why=next(iter(rows.values())).text,
+            do=f"choose --recipe {', '.join(able)}; or --target reference, which runs every recipe",
+            code="FG341",
+        )
+
+    def _runs(self, recipe: Recipe) -> bool:
+        """Whether the target runs some op as a recipe asks."""
+        asked, wanted = quants.policy_facts(recipe), self._asked_formats(recipe)
+        return any(self.target.worst(op, wanted, asked)[1].status != "refused" for op in recipe.ops)
+
+    @staticmethod
+    def _asked_formats(recipe: Recipe) -> list[str]:
+        return [name for name in (recipe.activations.format, recipe.weights.format) if name != "none"]
 
     def hold_fused(self, ops: dict[str, Decision]) -> None:
         """Every attention is in FP8. Raises UsageError FG233 for the first that is not, or where the target has no
@@ -287,24 +339,3 @@ class _Planner:
                                 "FG210", f"group {group}", f"attention is decided as one, and '{keepers[0]}' is kept"
                             )
                         )
-
-
-def output_axis(node: ir.Node, slot: int, rank: int) -> int | None:
-    """The axis of a weight that runs along output channels; None where it has none, or per tensor must do.
-
-    A scale along any other axis lies in the sum over products, where no kernel can apply it behind the sum.
-    """
-    if node.op_type == "Conv":
-        return 0
-    if node.op_type == "ConvTranspose":
-        group = node.attributes.get("group")
-        return 1 if group is None or group.as_int() == 1 else None
-    if node.op_type == "Gemm":
-        attribute = node.attributes.get("transB" if slot else "transA")
-        flipped = attribute is not None and attribute.as_int() == 1
-        return (0 if flipped else 1) if slot else (1 if flipped else 0)
-    if rank < 2:
-        return None
-    if slot:
-        return rank - 1
-    return 0 if rank == 2 else None

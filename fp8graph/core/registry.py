@@ -10,7 +10,6 @@ import ast
 import importlib
 import importlib.util
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
@@ -18,6 +17,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from fp8graph.base import userfile
 from fp8graph.base.errors import InternalError, UsageError
 from fp8graph.base.names import did_you_mean
 from fp8graph.core.passes import PlanRule, Repair, RewritePass, pass_name, pass_name_of
@@ -147,16 +147,9 @@ def from_file(spec: str) -> Pass:
     source, class_name = file_of(spec), spec.rpartition(":")[2]
     if not source.is_file():
         raise UsageError("the pass file is not there", where=spec, do="write --pass-file file.py:Class", code="FG113")
-    name = f"fp8graph_pass_file_{source.stem}"
-    module_spec = importlib.util.spec_from_file_location(name, source)
     try:
-        if module_spec is None or module_spec.loader is None:
-            raise ImportError(f"'{source.name}' is no .py file")
-        module = importlib.util.module_from_spec(module_spec)
-        sys.modules[name] = module  # dataclasses and pickle look a class's module up there
-        module_spec.loader.exec_module(module)
+        module = userfile.run(source, f"fp8graph_pass_file_{source.stem}")
     except (Exception, SystemExit) as error:  # the user's code may raise anything
-        sys.modules.pop(name, None)
         raise UsageError(
             "the pass file cannot be imported",
             where=spec,

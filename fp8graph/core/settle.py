@@ -14,7 +14,7 @@ from fp8graph.base.findings import Notes
 from fp8graph.data.plan import Cache, Decision, OpKey, Plan, Quant, Reason
 from fp8graph.graph import tensors, walk
 from fp8graph.numerics.ranges import Ranges, Stat
-from fp8graph.numerics.scale import scale_from_amax
+from fp8graph.numerics.scale import outer_scale, scale_from_amax
 
 FP16_MAX = 65504.0
 # What a plan names as its data where it was settled without any.
@@ -107,7 +107,9 @@ def _measured(quant: Quant, ranges: Ranges) -> Quant | Reason:
         amax = max(amax, stat.amax or 0.0)
     headroom = float(quant.scale.rule.partition("*")[2] or 1)
     amax = min(amax * headroom, float(np.finfo(np.float32).max))
-    scale = float(scale_from_amax(np.float32(amax), formats.get(quant.format)))
+    form, stored = formats.get(quant.format), quant.scale.stored
+    found = outer_scale(amax, form, stored) if stored.outer else scale_from_amax(np.float32(amax), form)
+    scale = float(found)
     return replace(quant, scale=replace(quant.scale, value=scale))
 
 

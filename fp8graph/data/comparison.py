@@ -50,11 +50,13 @@ class Comparison:
     """The outputs of two models on the same samples.
 
     problems   outputs that are missing or of another shape or type, NaN or infinities where there were none
+    missed     sentences about bounds that were asked for and do not hold
     """
 
     outputs: Mapping[str, OutputDifference]
     samples: int
     problems: tuple[str, ...] = ()
+    missed: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The comparison as a document."""
@@ -63,6 +65,7 @@ class Comparison:
             "samples": self.samples,
             "outputs": {name: item.to_json() for name, item in self.outputs.items()},
             "problems": list(self.problems),
+            "missed": list(self.missed),
         }
 
     @staticmethod
@@ -74,6 +77,7 @@ class Comparison:
                 {str(name): OutputDifference.from_json(item) for name, item in document["outputs"].items()},
                 int(document["samples"]),
                 tuple(str(problem) for problem in document["problems"]),
+                tuple(str(bound) for bound in document.get("missed", ())),
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise malformed(KIND, where, error) from error

@@ -11,7 +11,7 @@ from fp8graph.base.canon import nearest_float32, shortest_float32
 from fp8graph.base.errors import UsageError
 from fp8graph.data.arrayref import ArrayRef
 from fp8graph.data.document import check_schema, malformed
-from fp8graph.formats.spec import Granularity
+from fp8graph.formats.spec import FP32_SCALES, Granularity, ScaleFormat
 
 OpKey = str
 Origin = Literal["computed", "observed", "given", "dynamic"]
@@ -45,7 +45,8 @@ class Scale:
               None until the plan is settled; given: came with the model or follows from the op (softmax); dynamic:
               computed in the graph.
     rule      how the number is found, such as `amax`; `amax*2` leaves twice the range as headroom.
-    value     float32, > 0; None for `computed` and `dynamic`.
+    value     float32, > 0; None for `computed` and `dynamic`. With `stored.outer` it is the scale above the others.
+    stored    how scales are stored, where not as float32
     over      other tensors (scope and name) whose ranges count, too, where several tensors have one scale
     """
 
@@ -53,6 +54,7 @@ class Scale:
     rule: str
     value: float | None = None
     over: tuple[str, ...] = ()
+    stored: ScaleFormat = FP32_SCALES
 
     def __post_init__(self) -> None:
         if self.origin not in get_args(Origin):
@@ -304,6 +306,8 @@ def _quant_to_json(quant: Quant) -> dict[str, Any]:
         scale["value"] = shortest_float32(quant.scale.value)
     if quant.scale.over:
         scale["over"] = list(quant.scale.over)
+    if quant.scale.stored.format is not None:
+        scale["stored"] = quant.scale.stored.to_json()
     return {
         "value": quant.value,
         "format": quant.format,
@@ -338,5 +342,6 @@ def _quant_from_json(item: Mapping[str, Any]) -> Quant:
             str(scale["rule"]),
             None if value is None else nearest_float32(float(value)),
             tuple(str(name) for name in scale.get("over", ())),
+            ScaleFormat.from_json(scale["stored"]) if "stored" in scale else FP32_SCALES,
         ),
     )

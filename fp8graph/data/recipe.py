@@ -12,14 +12,15 @@ from typing import Any, Literal
 from fp8graph import formats
 from fp8graph.base.errors import UsageError
 from fp8graph.base.names import did_you_mean
+from fp8graph.formats.spec import FP32_SCALES, ScaleFormat
 
 HighChoice = Literal["keep", "fp32", "fp16", "bf16"]
 _SCHEMA = "fp8graph.recipe/1"
 _TABLES = {
     "": {"schema", "name", "summary", "extends", "quantize", "high", "rules", "passes", "keep"},
     "quantize": {"ops", "activations", "weights", "costly", "concat"},
-    "quantize.activations": {"format", "per", "scale"},
-    "quantize.weights": {"format", "per", "scale"},
+    "quantize.activations": {"format", "per", "scale", "block", "scale_format", "scale_rule", "outer"},
+    "quantize.weights": {"format", "per", "scale", "block", "scale_format", "scale_rule", "outer"},
     "high": {"dtype"},
     "keep": {"ops", "why"},
 }
@@ -29,15 +30,30 @@ _TABLES = {
 class TensorPolicy:
     """How one kind of tensor is quantized.
 
-    per     `tensor`, or `channel` for weights
-    scale   the rule, such as `amax`
+    format  name of a format; `none` for activations that stay as they are
+    per     `tensor`; `channel` (weights: each output channel), `token` (activations: each row), `block`
+    scale   `amax`: the largest value seen, or of the weight; `dynamic`: that of each run, found in the graph
+    block   sizes of a block: one along the axis that products sum over, or two: along the other axis and along it
+    stored  how scales are stored: TOML keys `scale_format`, `scale_rule` and `outer`
 
-    An activation has one scale: one per channel lies along the axis that products sum over, where no kernel takes it.
+    An activation has no scale per channel: it would lie along the axis that products sum over, where no kernel takes
+    it.
     """
 
     format: str
-    per: Literal["tensor", "channel"]
+    per: Literal["tensor", "channel", "token", "block"]
     scale: str
+    block: tuple[int, ...] = ()
+    stored: ScaleFormat = FP32_SCALES
+
+    def to_json(self) -> dict[str, Any]:
+        """The table of a recipe that says this; defaults are left out."""
+        said: dict[str, Any] = {"format": self.format, "per": self.per, "scale": self.scale}
+        if self.block:
+            said["block"] = list(self.block)
+        if self.stored.format is not None:
+            said |= {"scale_format": self.stored.format, "scale_rule": self.stored.rule, "outer": self.stored.outer}
+        return said
 
 
 @dataclass(frozen=True)
@@ -73,6 +89,13 @@ class Recipe:
     keep: tuple[KeepLine, ...] = field(default=())
     concat: bool = False
 
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """Names of the formats that a result may hold: of operands, and of scales that are stored in one."""
+        both = (self.activations, self.weights)
+        named = [policy.format for policy in both] + [policy.stored.format for policy in both]
+        return tuple(dict.fromkeys(name for name in named if name not in (None, "none")))
+
     def to_json(self) -> dict[str, Any]:
         """The resolved recipe as a plain mapping; `Recipe.from_mapping` reads it back."""
         return {
@@ -83,8 +106,8 @@ class Recipe:
                 "ops": list(self.ops),
                 "costly": self.costly,
                 "concat": self.concat,
-                "activations": vars(self.activations).copy(),
-                "weights": vars(self.weights).copy(),
+                "activations": self.activations.to_json(),
+                "weights": self.weights.to_json(),
             },
             "high": {"dtype": self.high},
             "rules": list(self.rules),
@@ -104,8 +127,8 @@ class Recipe:
                 name=_text(table, "name", where),
                 summary=_text(table, "summary", where),
                 ops=_texts(quantize, "ops", f"{where}: quantize"),
-                activations=_policy(quantize, "activations", ("tensor",), where),
-                weights=_policy(quantize, "weights", ("tensor", "channel"), where),
+                activations=_policy(quantize, "activations", ("tensor", "token", "block"), where),
+                weights=_policy(quantize, "weights", ("tensor", "channel", "block"), where),
                 costly=_truth(quantize.get("costly", False), "costly", where),
                 high=_one_of(table.get("high", {}).get("dtype", "keep"), ("keep", "fp32", "fp16", "bf16"), where),
                 rules=_texts(table, "rules", where),
@@ -142,6 +165,8 @@ def load(name_or_path: str) -> Recipe:
         if not isinstance(name, str) or "/" in name or "\\" in name:
             raise _wrong("'extends' names a packaged recipe, or a .toml file beside this one", where)
         base, _ = _table(str(Path(name_or_path).with_name(name)) if name.endswith(".toml") else name)
+        if "extends" in base and not name.endswith(".toml"):
+            base = _merged(_table(base["extends"])[0], {k: v for k, v in base.items() if k != "extends"})
         if "extends" in base:
             raise _wrong(f"'{table['extends']}' extends another recipe; one step is allowed", where)
         own = {"name": Path(name_or_path).stem, "summary": f"{base.get('name')}, changed"} | table
@@ -211,11 +236,33 @@ def _known_keys(table: Mapping[str, Any], where: str, path: str = "") -> None:
 def _policy(quantize: Mapping[str, Any], which: str, granularities: tuple[str, ...], where: str) -> TensorPolicy:
     table = quantize[which]
     here = f"{where}: quantize.{which}"
-    return TensorPolicy(
-        _one_of(_text(table, "format", here), formats.names(), here),
+    moving = which == "activations"
+    known = formats.names() + (("none",) if moving else ())
+    policy = TensorPolicy(
+        _one_of(_text(table, "format", here), known, here),
         _one_of(table["per"], granularities, f"{here}.per"),
-        _one_of(table["scale"], ("amax",), here),
+        _one_of(table["scale"], ("amax", "dynamic") if moving else ("amax",), f"{here}.scale"),
+        _sizes(table.get("block", []), here),
+        _stored(table, here),
     )
+    if (policy.per == "block") != bool(policy.block):
+        raise _wrong(f"per is '{policy.per}' and block is {list(policy.block)}", f"{here}.block")
+    if moving and (len(policy.block) > 1 or (policy.per != "tensor" and policy.scale != "dynamic")):
+        raise _wrong("an activation's scales per token or block (of one size) are dynamic", f"{here}.scale")
+    return policy
+
+
+def _sizes(value: Any, where: str) -> tuple[int, ...]:
+    if not isinstance(value, list) or len(value) > 2 or any(type(size) is not int or size < 1 for size in value):
+        raise _wrong(f"{value!r} is no list of one or two sizes", f"{where}.block")
+    return tuple(value)
+
+
+def _stored(table: Mapping[str, Any], where: str) -> ScaleFormat:
+    try:
+        return ScaleFormat(table.get("scale_format"), table.get("scale_rule", "max"), table.get("outer", False))
+    except ValueError as error:
+        raise _wrong(str(error), f"{where}.scale_format") from error
 
 
 def _one_of(value: Any, allowed: tuple[str, ...], where: str) -> Any:

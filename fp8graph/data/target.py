@@ -45,7 +45,8 @@ class Bound:
 class Row:
     """One line of a target's table: these ops in these formats, under these bounds, have this status.
 
-    `weights` is the granularity that a constant operand must have (`tensor`), or `channel` where either will do.
+    `weights` is the coarsest granularity that a constant operand must have: `tensor` or `channel`, or `any`;
+    `activations` likewise, `token` for one scale per row.
     `chips` narrows the row to some chips. `source` is a document, or a probe with its version.
     """
 
@@ -54,7 +55,8 @@ class Row:
     status: Status
     source: str
     text: str
-    weights: Literal["channel", "tensor"] = "channel"
+    weights: Literal["any", "channel", "tensor"] = "any"
+    activations: Literal["any", "token"] = "any"
     chips: tuple[str, ...] = ()
     when: tuple[Bound, ...] = ()
 
@@ -230,7 +232,8 @@ def _row(item: dict[str, Any]) -> Row:
         status=item["status"],
         source=str(item["source"]),
         text=str(item["text"]),
-        weights=item.get("weights", "channel"),
+        weights=item.get("weights", "any"),
+        activations=item.get("activations", "any"),
         chips=tuple(item.get("chips", ())),
         when=tuple(
             Bound(fact, bound.get("min"), bound.get("max"), bound.get("equals"))

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from fp8graph.flow.benching import Benched, bench
     from fp8graph.flow.checking import Checked, check
     from fp8graph.flow.engine import Built, attest, build
+    from fp8graph.flow.importing import Imported, import_plan
     from fp8graph.flow.inspecting import diff, inspect
     from fp8graph.flow.looking import compare, doctor
     from fp8graph.flow.optimizing import Calibrated, Optimized, calibrate, optimize
@@ -27,6 +28,8 @@ _HOME = {
     "compare": "looking",
     "check": "checking",
     "Checked": "checking",
+    "import_plan": "importing",
+    "Imported": "importing",
     "inspect": "inspecting",
     "diff": "inspecting",
     "report": "reporting",
@@ -38,6 +41,7 @@ __all__ = [
     "Built",
     "Calibrated",
     "Checked",
+    "Imported",
     "Optimized",
     "Reported",
     "attest",
@@ -48,6 +52,7 @@ __all__ = [
     "compare",
     "diff",
     "doctor",
+    "import_plan",
     "inspect",
     "optimize",
     "report",

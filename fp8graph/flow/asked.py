@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,13 +52,39 @@ def whole(given: Any, name: str, least: int = 1) -> int | None:
     raise wrong(name, given, f"a whole number of at least {least}")
 
 
-def shapes(given: Any) -> dict[str, Profile] | None:
+def value_ranges(given: Any) -> dict[str, tuple[float, float]]:
+    """Least and largest value by input; a pair alone is for all inputs, which is the empty name. None is no range."""
+    if given is None:
+        return {}
+    named = given if isinstance(given, Mapping) else {"": given}
+    return {str(name): _value_range(str(name), pair) for name, pair in named.items()}
+
+
+def _value_range(name: str, pair: Any) -> tuple[float, float]:
+    if isinstance(pair, Sequence) and not isinstance(pair, str) and len(pair) == 2:
+        ends = [float(end) for end in pair if isinstance(end, int | float) and not isinstance(end, bool)]
+        if len(ends) == 2 and all(map(math.isfinite, ends)) and ends[0] <= ends[1]:
+            return ends[0], ends[1]
+    where = f"val_range['{name}']" if name else "val_range"
+    raise wrong(where, pair, "a least and a largest value, both finite", "write {'x': (0, 1)}")
+
+
+def sizes(given: Any, name: str) -> dict[str, tuple[int, ...]]:
+    """One shape by input; None is none."""
+    profiles = shapes(given, name) or {}
+    ranging = next((key for key, one in profiles.items() if not one.min == one.opt == one.max), None)
+    if ranging is not None:
+        raise wrong(f"{name}['{ranging}']", profiles[ranging], "one shape")
+    return {key: one.opt for key, one in profiles.items()}
+
+
+def shapes(given: Any, option: str = "shapes") -> dict[str, Profile] | None:
     """Profiles by input. A shape alone stands for least, usual and largest; None or nothing stays None."""
     if given is None:
         return None
     if not isinstance(given, Mapping):
-        raise wrong("shapes", given, "a mapping of shapes by input name", _SHAPE)
-    return {str(name): _profile(str(name), shape) for name, shape in given.items()} or None
+        raise wrong(option, given, "a mapping of shapes by input name", _SHAPE)
+    return {str(name): _profile(f"{option}['{name}']", shape) for name, shape in given.items()} or None
 
 
 def _profile(name: str, shape: Any) -> Profile:
@@ -68,7 +95,7 @@ def _profile(name: str, shape: Any) -> Profile:
             return Profile(tuple(shape), tuple(shape), tuple(shape))
         if len(shape) == 3 and all(isinstance(part, Sequence) and not isinstance(part, str) for part in shape):
             return Profile(*(_profile(name, part).opt for part in shape))
-    raise wrong(f"shapes['{name}']", shape, "a shape or a Profile", _SHAPE)
+    raise wrong(name, shape, "a shape or a Profile", _SHAPE)
 
 
 def progress(given: Any) -> Progress:
@@ -93,6 +120,22 @@ def text(given: Any, name: str) -> str | None:
 def recipe(given: Any) -> str | Recipe | None:
     """A recipe, or its name or file."""
     return given if isinstance(given, Recipe) else text(given, "recipe")
+
+
+METHODS = {"absmax": "amax", "max": "amax", "amax": "amax"}  # as people call them, and as recipes do
+
+
+def method(given: Any) -> str | None:
+    """The rule for observed scales by its name in recipes; None stays None. Raises UsageError FG101."""
+    if given is None or given in METHODS:
+        return None if given is None else METHODS[given]
+    raise UsageError(
+        f"there is no calibration method '{given}'",
+        where="--calibration-method",
+        why="scales come from the largest absolute value that was seen",
+        do="--calibration-method absmax, which is the default (max is the same)",
+        code="FG101",
+    )
 
 
 def wrong(name: str, given: Any, wanted: str, do: str = "") -> UsageError:

@@ -82,8 +82,8 @@ def import_plan(
     allow_unmatched   globs of names, of either side, that may find no place
 
     Weights come out exact: codes and scales are the checkpoint's. Activations are rounded only where the checkpoint has
-    static scales for them. Raises UsageError; InputError FG115 (the checkpoint cannot be read), FG116 (a number of it is
-    refused), FG117 (it is not this model's).
+    static scales for them. Raises UsageError; InputError FG115 (the checkpoint cannot be read), FG116 (a number of it
+    is refused), FG117 (it is not this model's).
     """
     globs = asked.texts(allow_unmatched, "allow_unmatched") or ()
     progress = asked.progress(progress)
@@ -127,7 +127,7 @@ def _check_call(path: Path, model: Any, out: Path | None, from_: str, force: boo
             f"import reads no '{from_}' yet",
             where="--from",
             why="what it reads is a safetensors checkpoint",
-            do="give --from safetensors, or take the scales anew: python -m fp8graph calibrate MODEL -o R.json --data FILE",
+            do="take the scales anew: python -m fp8graph calibrate MODEL -o R.json --data FILE",
             code="FG100",
         )
     if out is not None and out.suffix == ".json":
@@ -202,15 +202,13 @@ def _told(seat: Any) -> dict[str, str]:
 
 def _write_down(model: ir.Model, contents: Contents, placing: Placing) -> list[Finding]:
     """Scales that no tensor of the graph takes, in the model's metadata."""
-    from fp8graph.base.canon import shortest_float32
-
-    given = {name: shortest_float32(number) for name, number in sorted(contents.caches.items())}
+    given = {name: canon.shortest_float32(number) for name, number in sorted(contents.caches.items())}
     for name in placing.homeless:
         number = contents.parameters[name].input_scale
         assert number is not None
-        given[f"{name}: input"] = shortest_float32(float(number))
+        given[f"{name}: input"] = canon.shortest_float32(float(number))
     if given:
-        model.metadata_props[GIVEN] = canon.dumps(given)
+        model.metadata_props[GIVEN] = canon.canonical(given)
     return [Finding("FG118", "info", name, f"the scale {number} is written down") for name, number in given.items()]
 
 

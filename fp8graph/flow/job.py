@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from fp8graph.base.errors import BackendError, InputError, UnmetError, UsageErro
 from fp8graph.base.files import WrittenFile, check_writable, describe, same_file, staged
 from fp8graph.base.progress import SILENT, stage
 from fp8graph.calibrate.collect import collect, profiles, profiles_of
-from fp8graph.calibrate.samples import Samples, files_of, open_samples
+from fp8graph.calibrate.samples import Samples, files_of, is_random
 from fp8graph.compare.default import try_default
 from fp8graph.compare.outputs import compare_outputs
 from fp8graph.core import registry, repairing, stages
@@ -30,7 +30,9 @@ from fp8graph.data import target as targets
 from fp8graph.data.comparison import Comparison, DefaultSession
 from fp8graph.data.plan import ARRAYS_SUFFIX, PLAN_SUFFIX, Plan, Shapes
 from fp8graph.flow import asked, given
-from fp8graph.graph import walk
+from fp8graph.flow.feeding import Reading
+from fp8graph.flow.gathering import Gathering
+from fp8graph.graph import tensors, walk
 from fp8graph.graph.load import load
 from fp8graph.graph.protos import infer_types
 from fp8graph.graph.save import save
@@ -42,29 +44,6 @@ from fp8graph.runners.reference import reference
 log = logging.getLogger(__name__)
 DEFAULT_RECIPE, DEFAULT_TARGET = "fp8-default", "tensorrt-rtx"
 ALSO = (PLAN_SUFFIX, ARRAYS_SUFFIX, ".data")
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How data is read: `samples` feeds at most, of `batch` where the model leaves it open; `seed` for random data.
-
-    `libraries` hold the model's own operators for ONNX Runtime.
-    """
-
-    samples: int | None = None
-    batch: int | None = None
-    seed: int = 0
-    libraries: tuple[str, ...] = ()
-
-    @staticmethod
-    def of(samples: Any, batch: Any, seed: Any, libraries: Any) -> Reading:
-        """The same from what a caller gave. Raises UsageError FG100."""
-        return Reading(
-            asked.whole(samples, "samples"),
-            asked.whole(batch, "batch"),
-            asked.whole(seed, "seed", least=0) or 0,
-            asked.files(libraries, "custom_ops"),
-        )
 
 
 class Clock:
@@ -148,7 +127,7 @@ class Job:
             policy = recipe if isinstance(recipe, recipes.Recipe) else recipes.load(recipe or DEFAULT_RECIPE)
             aim = targets.load(target or DEFAULT_TARGET)
         if self.data is None:
-            given.check_alone({"--samples": self.reading.samples, "--batch": self.reading.batch}, self.given)
+            given.check_alone(self.reading.options(), self.given)
         named = [model, recipe, ranges, registry.file_of(pass_file) if pass_file else None, *self.reading.libraries]
         self._check_output(named, plan, also)
         high = self.given.asked.get("high_precision_dtype") if self.given else self.options.high_precision_dtype
@@ -176,16 +155,30 @@ class Job:
         log.info("repairs: %s", ", ".join(item.name for item in self.repairs) or "none")
 
     def _read(self) -> None:
-        """Opens the data; where no shapes were given, those that are in it are the plan's."""
+        """Opens the data; inputs whose shapes were not given have those that are in it."""
         if self.data is None:
             return
         how = self.reading
-        self.feeds = open_samples(
-            self.data, self.source.model, self.ctx.notes, samples=how.samples, batch=how.batch, seed=how.seed
-        )
-        if self.shapes is None and self._shapes_open():
+        if self.shapes and not how.input_shapes and is_random(self.data):
+            how = replace(how, input_shapes={name: profile.opt for name, profile in self.shapes.items()})
+        self.feeds = how.open(self.data, self.source.model, self.ctx.notes)
+        if self._shapes_open() and self._unsized():
             with self.clock("read data"):
-                self.shapes = profiles(self.feeds, walk.shape_inputs(self.source.model))
+                self._complete(profiles(self.feeds, walk.shape_inputs(self.source.model)))
+
+    def _unsized(self) -> bool:
+        """Whether some input is left whose size is open, and was not given."""
+        if self.shapes is None:
+            return True
+        valued = walk.shape_inputs(self.source.model)
+        return any(
+            value.name not in self.shapes and (value.name in valued or None in (tensors.dims(value) or (None,)))
+            for value in self.source.model.graph.inputs
+        )
+
+    def _complete(self, seen: Shapes) -> None:
+        """Takes shapes that were seen for inputs without given ones."""
+        self.shapes = {**seen, **(self.shapes or {})}
 
     def _check_output(self, named: Sequence[Any], plan: Any, also: tuple[str, ...]) -> None:
         """Refuses an output that exists, or that is one of the inputs: files named, and those in folders of data."""
@@ -209,7 +202,7 @@ class Job:
             wanted["recipe"] = recipe if isinstance(recipe, str) else recipe.name
         if target is not None and target != self.given.target:
             wanted["target"] = target
-        if self.shapes is not None and dict(self.shapes) != dict(self.given.shapes):
+        if any(self.given.shapes.get(name) != profile for name, profile in (self.shapes or {}).items()):
             wanted["shapes"] = "other shapes"
         for name, value in wanted.items():
             if self.given.asked.get(name) != value:
@@ -263,8 +256,8 @@ class Job:
         if plan_only and self.given is not None and (self.given.settled or (ranges is None and self.data is None)):
             raise self._nothing_planned()
         seen = given.load_ranges(ranges, self.source) if ranges is not None else None
-        if seen is not None and self.shapes is None and self._shapes_open():
-            self.shapes = profiles_of(seen.shapes)  # those that calibration saw
+        if seen is not None and self._shapes_open() and self._unsized():
+            self._complete(profiles_of(seen.shapes))  # those that calibration saw
         plan = self.plan()
         wanted = self.wanted(plan)
         if not wanted and self.given is not None and self.given.data:
@@ -320,11 +313,19 @@ class Job:
             code="FG110",
         )
 
-    def observe(self, wanted: Sequence[str], digest: str) -> Ranges:
-        """Runs the samples. Raises InputError FG133 where the original model cannot be run on them either."""
+    def observe(self, wanted: Sequence[str], digest: str, part: Gathering | None = None) -> Ranges:
+        """Runs the samples, or the part of them that is to be gathered.
+
+        Raises InputError FG133 where the original model cannot be run on them either.
+        """
         assert self.feeds is not None
+        part = Gathering() if part is None else part
+        feeds, how = part.begin(self.feeds, digest, wanted, self.reading), self.reading
         try:
-            seen = collect(self.normalized, wanted, self.feeds, digest, self.progress, self.reading.libraries)
+            found = collect(
+                self.normalized, wanted, feeds, digest, self.progress, how.libraries, how.providers, part.keep
+            )
+            seen = part.with_earlier(found)
         except BackendError as error:
             if error.code == "FG133" and not self._original_runs():
                 where = ", ".join(filter(None, (str(self.source.path or "the model given"), error.where)))
@@ -349,8 +350,9 @@ class Job:
     def _original_runs(self) -> bool:
         """Whether ONNX Runtime runs the model as it came on the first sample that is to be had."""
         assert self.feeds is not None
+        how = self.reading.libraries, self.reading.providers
         try:
-            runner = reference(self.source.path or load(self.source.original).model, self.reading.libraries)
+            runner = reference(self.source.path or load(self.source.original).model, *how)
             for feed in self.feeds:
                 runner.run(feed)
         except BackendError:
@@ -403,10 +405,11 @@ class Job:
         without data."""
         if self.feeds is None:
             return None
+        how = self.reading.libraries, self.reading.providers
         with self.clock("compare"):
             original = load(self.source.path or self.source.original)
-            before = reference(self.source.path or original.model, self.reading.libraries)
-            after = reference(file if file is not None else legal.model, self.reading.libraries)
+            before = reference(self.source.path or original.model, *how)
+            after = reference(file if file is not None else legal.model, *how)
             result = compare_outputs(before, after, self.feeds, count=self.feeds.count, progress=self.progress)
         with self.clock("default session"):
             self.default = try_default(legal.model, file, before, after, self.feeds, self.reading.libraries)

@@ -9,7 +9,7 @@ from typing import Any
 
 from fp8graph.base import canon
 from fp8graph.base.errors import UsageError
-from fp8graph.base.files import WrittenFile, describe, write_text
+from fp8graph.base.files import WrittenFile, check_writable, describe, write_text
 from fp8graph.base.findings import Finding
 from fp8graph.base.progress import SILENT, Progress
 from fp8graph.core.options import Options
@@ -18,8 +18,10 @@ from fp8graph.data.comparison import Comparison, DefaultSession
 from fp8graph.data.plan import Plan, Shapes
 from fp8graph.data.recipe import Recipe
 from fp8graph.flow import asked
+from fp8graph.flow.feeding import Reading
+from fp8graph.flow.gathering import Gathering, merged, shard_of
 from fp8graph.flow.given import source_digest
-from fp8graph.flow.job import Job, Reading, nothing_quantized
+from fp8graph.flow.job import Job, nothing_quantized
 from fp8graph.graph.save import like_source
 from fp8graph.graph.stages import Legal
 from fp8graph.numerics.ranges import Ranges
@@ -44,9 +46,11 @@ class Optimized:
 
     @property
     def planned_by(self) -> dict[str, int]:
-        """Planned nodes by what their operands are."""
-        full = sum(1 for _, op in self.plan.quantized() if len(op.inputs) > 1)
-        return {"fp8": full, "int8": 0, "fp4": 0, "storage": sum(1 for _ in self.plan.quantized()) - full}
+        """Planned nodes by what their operands are; of two families that of the activation counts."""
+        counts = {"fp8": 0, "int8": 0, "fp4": 0, "storage": 0}
+        for _, op in self.plan.quantized():
+            counts[op.precision] = counts.get(op.precision, 0) + 1
+        return counts
 
     @property
     def kept(self) -> int:
@@ -76,6 +80,10 @@ def optimize(
     samples: int | None = None,
     batch: int | None = None,
     seed: int = 0,
+    val_range: Any = None,
+    input_shapes: Any = None,
+    providers: Sequence[str] | None = None,
+    calibration_method: str | None = None,
     op_types_to_quantize: Sequence[str] | None = None,
     op_types_to_exclude: Sequence[str] | None = None,
     nodes_to_quantize: Sequence[str] | None = None,
@@ -84,6 +92,7 @@ def optimize(
     attention: Any = "auto",
     kv_cache: Any = "keep",
     high_precision_dtype: Any = None,
+    direct_io_types: bool = False,
     passes: str | Sequence[RewritePass | PlanRule | Repair] | None = None,
     pass_file: str | None = None,
     compare: bool = True,
@@ -104,15 +113,19 @@ def optimize(
     plan     a plan to replay: it brings target, recipe, shapes and all numbers
     shapes   by input: a shape, or a Profile with the least, the usual and the largest
     passes   more passes: `'name,other{option=value}'`, an object, or a list of either
+    val_range, input_shapes   of random data: (least, largest) and a shape by input; one range alone is for all inputs
+    providers                 of ONNX Runtime: `cpu`, `cuda:0`
+    direct_io_types           inputs and outputs take the high-precision type that was asked for
 
     Raises UnmetError where nothing can be quantized, UsageError, InputError, BackendError (`fp8graph.base.errors`).
     """
     lists = op_types_to_quantize, op_types_to_exclude, nodes_to_quantize, nodes_to_exclude
-    options = _options(lists, fp8_everywhere, attention, high_precision_dtype, kv_cache)
+    options = _options(lists, fp8_everywhere, attention, high_precision_dtype, kv_cache, direct_io_types)
+    asked.method(calibration_method)
     job = Job(
         options,
         data,
-        Reading.of(samples, batch, seed, custom_ops),
+        Reading.of(samples, batch, seed, custom_ops, val_range, input_shapes, providers),
         shapes=shapes,
         verify=verify,
         out=output,
@@ -123,7 +136,7 @@ def optimize(
     settled = job.settled_plan(ranges, plan_only=plan_only)
     if plan_only:
         return _finished(job, settled, None, job.write_plan(settled))
-    if not any(True for _ in settled.quantized()) and not allow_unquantized:
+    if not any(True for _ in settled.quantized()) and not allow_unquantized and job.ctx.recipe.ops:
         raise nothing_quantized(settled, job)
     legal = job.carry_out(settled)
     files, comparison = job.write(settled, legal, external_data_size_threshold, compare=compare)
@@ -139,9 +152,9 @@ def _finished(
 
 
 def calibrate(
-    model: Any,
+    model: Any = None,
     *,
-    data: Any,
+    data: Any = None,
     output: str | Path | None = None,
     plan: Plan | str | Path | None = None,
     target: str | None = None,
@@ -149,6 +162,10 @@ def calibrate(
     samples: int | None = None,
     batch: int | None = None,
     seed: int = 0,
+    val_range: Any = None,
+    input_shapes: Any = None,
+    providers: Sequence[str] | None = None,
+    calibration_method: str | None = None,
     op_types_to_quantize: Sequence[str] | None = None,
     op_types_to_exclude: Sequence[str] | None = None,
     nodes_to_quantize: Sequence[str] | None = None,
@@ -157,36 +174,80 @@ def calibrate(
     attention: Any = "auto",
     kv_cache: Any = "keep",
     high_precision_dtype: Any = None,
+    direct_io_types: bool = False,
     passes: str | Sequence[RewritePass | PlanRule | Repair] | None = None,
     pass_file: str | None = None,
     custom_ops: Sequence[str | Path] | None = None,
+    shard: str | tuple[int, int] | None = None,
+    merge: Sequence[Ranges | str | Path] | None = None,
+    resume: bool = False,
     force: bool = False,
     progress: Progress = SILENT,
 ) -> Calibrated:
     """Observes what a plan needs (that given, or the one `optimize` would make of the same arguments).
 
-    `optimize(..., ranges=...)` then runs no inference. Raises as `optimize` does.
+    `optimize(..., ranges=...)` then runs no inference.
+
+    shard    `I/N`: only every N-th sample from the I-th on; all shards, merged, are bit-equal to one run
+    merge    ranges of shards to join, without a model
+    resume   go on from `OUTPUT.resume`, which Ctrl-C (KeyboardInterrupt) has left
+
+    Raises as `optimize` does.
     """
-    lists = op_types_to_quantize, op_types_to_exclude, nodes_to_quantize, nodes_to_exclude
-    options = _options(lists, fp8_everywhere, attention, high_precision_dtype, kv_cache)
-    job = Job(options, data, Reading.of(samples, batch, seed, custom_ops), out=output, force=force, progress=progress)
-    if data is None:
+    if merge is not None:
+        return _merged(merge, output, force, model, data)
+    if model is None or data is None:
         raise UsageError(
-            "calibrate needs data and none was given", do="give --data FILE.npz (arrays by input name)", code="FG120"
+            f"calibrate needs {'a model' if model is None else 'data'} and none was given",
+            do="give an ONNX model" if model is None else "give --data FILE.npz (arrays by input name)",
+            code="FG100" if model is None else "FG120",
         )
+    lists = op_types_to_quantize, op_types_to_exclude, nodes_to_quantize, nodes_to_exclude
+    options = _options(lists, fp8_everywhere, attention, high_precision_dtype, kv_cache, direct_io_types)
+    asked.method(calibration_method)
+    how = Reading.of(samples, batch, seed, custom_ops, val_range, input_shapes, providers)
+    part = Gathering(asked.path(output, "output"), shard_of(shard), bool(resume))
+    job = Job(options, data, how, out=output, force=force, progress=progress)
     job.open(model, recipe, target, plan, passes, pass_file, also=())
     wanted = job.wanted(job.plan())
-    ranges = job.observe(wanted, source_digest(job.source))
+    ranges = job.observe(wanted, source_digest(job.source), part)
     if job.out is None:
         return Calibrated(ranges, (), job.ctx.notes.items())
     write_text(job.out, canon.pretty(ranges.to_json()))
+    part.finish()
     return Calibrated(ranges, (describe(job.out),), job.ctx.notes.items())
 
 
+def _merged(merge: Any, output: Any, force: bool, model: Any, data: Any) -> Calibrated:
+    """Ranges joined, written where `output` is given."""
+    if model is not None or data is not None:
+        raise UsageError(
+            "ranges are joined without a model and data",
+            where="--merge",
+            why="they hold all that there is to join",
+            do="leave MODEL and --data out",
+            code="FG100",
+        )
+    out, ranges = asked.path(output, "output"), merged(merge)
+    if out is None:
+        return Calibrated(ranges, ())
+    files = [merge] if isinstance(merge, (str, Path)) else merge
+    inputs = [Path(item) for item in files if isinstance(item, (str, Path))]
+    check_writable(out, force=force, inputs=inputs)
+    write_text(out, canon.pretty(ranges.to_json()))
+    return Calibrated(ranges, (describe(out),))
+
+
 def _options(
-    lists: tuple[Any, Any, Any, Any], fp8_everywhere: bool, attention: Any, high_precision_dtype: Any, kv_cache: Any
+    lists: tuple[Any, Any, Any, Any],
+    fp8_everywhere: bool,
+    attention: Any,
+    high_precision_dtype: Any,
+    kv_cache: Any,
+    direct: bool,
 ) -> Options:
     """The selection, its lists as tuples in the order of `Options`. Raises UsageError FG100."""
     names = ("op_types_to_quantize", "op_types_to_exclude", "nodes_to_quantize", "nodes_to_exclude")
     first, second, third, fourth = (asked.texts(given, name) for given, name in zip(lists, names, strict=True))
-    return Options(first, second, third, fourth, bool(fp8_everywhere), attention, high_precision_dtype, kv_cache)
+    everywhere = bool(fp8_everywhere)
+    return Options(first, second, third, fourth, everywhere, attention, high_precision_dtype, kv_cache, bool(direct))

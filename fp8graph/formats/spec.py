@@ -315,3 +315,7 @@ class ScaleFormat:
         if not isinstance(data["format"], str | None) or not isinstance(data["rule"], str):
             raise ValueError(f"scale: format and rule are names, got {data!r}")
         return cls(data["format"], cast(ScaleRule, data["rule"]), data["outer"])
+
+
+# Scales as float32, nothing rounded.
+FP32_SCALES = ScaleFormat()

@@ -4,7 +4,7 @@
     n bytes   JSON {name: {"dtype", "shape", "data_offsets": [begin, end]}}, "__metadata__" of texts
     the rest  data, which the tensors cover without holes and overlaps
 
-Source: huggingface/safetensors, README "Format" and `tensor.rs` (validate), 0.8.0. The data is mapped, never read whole.
+Source: huggingface/safetensors 0.8.0, README "Format" and `tensor.rs` (validate). The data is mapped, not read whole.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from fp8graph.base.errors import InputError
 from fp8graph.base.names import did_you_mean
 
+_PICKLED = (b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5")
 _LARGEST_HEADER = 100_000_000  # safetensors' own limit
 # dtype -> bits of an element, and what numpy reads it as; types below a byte and FNUZ FP8 are read as bytes.
 DTYPES: Mapping[str, tuple[int, Any]] = {
@@ -59,7 +60,8 @@ class Tensor:
         if self.begin == self.end:
             return np.zeros(self.shape, kind)
         data = np.memmap(self.path, np.uint8, "r", self.begin, (self.end - self.begin,))
-        return np.asarray(data).view(kind).reshape(self.shape)
+        array: NDArray[Any] = np.asarray(data).view(kind).reshape(self.shape)
+        return array
 
 
 def tensors_of(path: Path) -> dict[str, Tensor]:
@@ -83,10 +85,10 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
             text = file.read(length) if 8 + length <= size and length <= _LARGEST_HEADER else b""
     except OSError as error:
         _refuse(path, error.strerror or str(error), "check the path and its permissions")
-    if first[:2] == b"PK" or (first[:1] == b"\x80" and first[1:2] in (b"\2", b"\3", b"\4", b"\5")):
-        raise pickled(path)
     if size < 8:
         _refuse(path, f"it is too short for a header: {size} bytes, and 8 hold the header's length")
+    if 8 + length > size and (first[:4] == b"PK\3\4" or first[:2] in _PICKLED):
+        raise pickled(path)
     if 8 + length > size:
         _refuse(path, f"its header claims {length} bytes, and {size - 8} follow: no safetensors file, or truncated")
     if length > _LARGEST_HEADER:

@@ -1,4 +1,4 @@
-"""What the layers of well-known architectures consist of: a config that names another one than its tensors is refused."""
+"""What the layers of well-known architectures consist of: a config that names another one is refused."""
 
 from __future__ import annotations
 

@@ -224,13 +224,15 @@ def _equal(a: Parameter, b: Parameter) -> bool:
 
 
 def _is_copy(value: ir.Value, other: ir.Value) -> bool:
-    """Whether two initializers hold the same numbers, as they are or transposed; a vector of one number says nothing."""
+    """Whether two matrices hold the same numbers, as they are or transposed; of vectors and fills that says nothing."""
     if value.const_value is None or other.const_value is None or len(value.const_value.shape) < 2:
         return False
     mine, theirs = tuple(value.const_value.shape.numpy()), tuple(other.const_value.shape.numpy())
     if not _fitting(mine, theirs):
         return False
     a, b = tensors.read(value), tensors.read(other)
+    if a.size == 0 or bool(np.all(_sample(a) == a.flat[0])):
+        return False
     both = [turned(a, transposed) for transposed in _fitting(mine, theirs)]
     found = any(np.array_equal(_sample(item), _sample(b)) and np.array_equal(item, b) for item in both)
     tensors.release(value)

@@ -75,7 +75,8 @@ def contents_of(checkpoint: Checkpoint) -> Contents:
     check_family(checkpoint.config, plain, str(checkpoint.path))
     blocks = declared_blocks(checkpoint.quantization)
     orphans = tuple(name for name in plain if orphan(name))
-    made = {name: _parameter(tensors[name], parts.get(name, {}), blocks) for name in plain if name not in set(orphans)}
+    left = [name for name in plain if not orphan(name)]
+    made = {name: _parameter(tensors[name], parts.get(name, {}), blocks) for name in left}
     return Contents(made, caches, orphans)
 
 
@@ -100,7 +101,7 @@ def _input_scale(parts: Mapping[str, Tensor]) -> np.float32 | None:
     if (given := parts.get("input-scale")) is not None:
         return np.float32(_one(given))
     seen = _seen(parts.get("input-amax"))
-    return positive(seen).max() / _E4M3_MAX if seen is not None else None
+    return np.float32(positive(seen).max() / _E4M3_MAX) if seen is not None else None
 
 
 def _seen(amax: Tensor | None) -> Tensor | None:

@@ -136,7 +136,7 @@ class Placing:
                 edit.replace_input(user, slot, node.outputs[0])
 
     def _floats(self, seat: Seat, readers: list[Use]) -> None:
-        """The checkpoint's numbers in the graph's own type; under the initializer's name where it is for all readers."""
+        """The checkpoint's numbers in the graph's type, under the initializer's name where it is for all readers."""
         value, source, transposed = seat.value, seat.parameter.tensor, seat.transposed
         assert value.dtype is not None and isinstance(value.graph, ir.Graph) and value.const_value is not None
         kind = tensors.NUMPY[tensors.FLOATS[value.dtype]]

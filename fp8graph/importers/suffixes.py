@@ -1,8 +1,8 @@
 """How the ecosystem names what belongs to a weight, as one table.
 
 A name is an owner and an ending. `of` makes the name of the weight from the owner: `{}.weight` of `a.q_proj` is
-`a.q_proj.weight`. The first row whose ending fits and whose weight is in the checkpoint says what the tensor is; one that
-no row knows is a parameter. A real value is code times scale in every row, also where the name says `_inv`.
+`a.q_proj.weight`. The first row whose ending fits and whose weight is in the checkpoint says what the tensor is; a name
+that no row knows is a parameter's. A real value is code times scale in every row, also where the name says `_inv`.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any, NoReturn
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,16 +22,15 @@ from fp8graph.formats.spec import Format
 from fp8graph.importers.container import FLOATS, Tensor
 from fp8graph.numerics import cast
 
-# dtype in the file -> format in the graph, and the ml_dtypes type to requantise from where ONNX targets lack it.
-CODES: dict[str, tuple[str, Any]] = {
-    "F8_E4M3": ("e4m3fn", None),
-    "F8_E5M2": ("e5m2", None),
-    "F8_E4M3FNUZ": ("e4m3fn", ml_dtypes.float8_e4m3fnuz),
-    "F8_E5M2FNUZ": ("e5m2", ml_dtypes.float8_e5m2fnuz),
+# dtype in the file -> its format, and the one in the graph: engines have no FNUZ.
+CODES: dict[str, tuple[str, str]] = {
+    "F8_E4M3": ("e4m3fn", "e4m3fn"),
+    "F8_E5M2": ("e5m2", "e5m2"),
+    "F8_E4M3FNUZ": ("e4m3fnuz", "e4m3fn"),
+    "F8_E5M2FNUZ": ("e5m2fnuz", "e5m2"),
 }
 _DEFAULT_BLOCK = 128  # DeepSeek-V3 and Qwen3-FP8, where config.json says nothing
 _EXPONENTS = frozenset({"F8_E8M0", "U8"})  # U8: ModelOpt stores UE8M0 as bytes
-_FNUZ_NAN = 0x80
 
 
 @dataclass(frozen=True)
@@ -62,10 +60,10 @@ class Weight:
         source, form = self.tensor.read(), formats.get(self.format)
         if self.tensor.dtype in FLOATS:
             return cast.encode(_plain(source), form, self.spread())
-        fnuz = CODES[self.tensor.dtype][1]
-        if fnuz is None or _same_bits(source, form):
+        stored = formats.get(CODES[self.tensor.dtype][0])
+        if stored == form or _same_bits(source, form):
             return np.asarray(source, np.uint8)
-        return cast.encode(source.view(fnuz).astype(np.float32), form)
+        return cast.encode(cast.decode(source, stored), form)
 
     def spread(self) -> NDArray[np.float32]:
         """The scale of every element, float32 in the tensor's shape (a view where it is one number)."""
@@ -90,28 +88,31 @@ def weight_of(tensor: Tensor, scale: Tensor, *, amax: bool, blocks: Sequence[tup
     if tensor.dtype not in CODES and tensor.dtype not in FLOATS:
         why = f"it is stored as {tensor.dtype}, and read are {', '.join([*CODES, *sorted(FLOATS)])}"
         _refuse("a quantized weight is stored in a way that import does not read", tensor, why)
-    name = CODES.get(tensor.dtype, ("e4m3fn", None))[0]
+    stored, name = CODES.get(tensor.dtype, ("", "e4m3fn"))
     form = formats.get(name)
     check_finite(tensor)
     numbers = positive(scale)
     if amax:
-        numbers = (numbers.max(keepdims=True) if scale.name.endswith("_history") else numbers) / np.float32(form.max)
-    if tensor.dtype in CODES and CODES[tensor.dtype][1] is not None and _same_bits(tensor.read(), form):
+        numbers = numbers / np.float32(form.max)
+    if stored.endswith("fnuz") and _same_bits(tensor.read(), form):
         numbers = numbers / np.float32(2)  # the bias of FNUZ is greater by one: the same bits are half as much
     grid, block = _grid(tensor, scale, numbers.shape, blocks)
     return Weight(tensor, name, numbers.reshape(grid), block)
 
 
 def positive(tensor: Tensor) -> NDArray[np.float32]:
-    """The numbers of a scale as float32. Raises InputError FG116 for one that is not positive and finite."""
+    """The numbers of a scale as float32, of a history its largest one; InputError FG116 for what is not positive and
+    finite.
+    """
     if tensor.dtype in _EXPONENTS:
-        codes = tensor.read().astype(np.int32)
-        numbers = np.where(codes == 255, np.float32("nan"), np.ldexp(np.float32(1), codes - 127)).astype(np.float32)
+        numbers = cast.decode(tensor.read(), formats.get("e8m0"))
     elif tensor.dtype in FLOATS:
         with np.errstate(over="ignore"):
             numbers = np.asarray(tensor.read()).astype(np.float32)
     else:
         _refuse("a scale has a type that is none", tensor, f"it is {tensor.dtype}, a float or F8_E8M0 is read")
+    if tensor.name.endswith("_history") and numbers.size:
+        numbers = numbers.max(keepdims=True).reshape(1)
     bad = np.flatnonzero(~((numbers > 0) & np.isfinite(numbers)))
     if not numbers.size or bad.size:
         first = f"number {bad[0]} is {_word(float(numbers.flat[bad[0]]))}" if bad.size else "it is empty"
@@ -126,12 +127,8 @@ def _word(number: float) -> str:
 def check_finite(tensor: Tensor) -> None:
     """Raises InputError FG116 where a weight holds NaN or an infinity."""
     if tensor.dtype in CODES:
-        name, fnuz = CODES[tensor.dtype]
-        form, table = formats.get(name), np.zeros(256, np.bool_)
-        bad_codes = (
-            [_FNUZ_NAN] if fnuz is not None else [c for c in form.codes if form.is_nan(c) or form.is_infinite(c)]
-        )
-        table[bad_codes] = True
+        form, table = formats.get(CODES[tensor.dtype][0]), np.zeros(256, np.bool_)
+        table[[code for code in form.codes if form.is_nan(code) or form.is_infinite(code)]] = True
         bad = table.take(tensor.read())
     elif tensor.dtype in FLOATS:
         bad = ~np.isfinite(_plain(tensor.read()))

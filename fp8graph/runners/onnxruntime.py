@@ -20,6 +20,7 @@ from fp8graph.graph import tensors
 from fp8graph.graph.save import to_proto, weight_bytes
 from fp8graph.runners.base import Feeds, Outputs
 from fp8graph.runners.expand import bfloat16, float16
+from fp8graph.runners.providers import check_used, resolved
 
 _DISABLED = ["ReluQuantRewrite"]
 # Above this a model goes to the session as files: a protobuf ends at 2 GiB, and its copies cost memory before that.
@@ -48,6 +49,7 @@ class OnnxRuntime:
     exact     False leaves ONNX Runtime's default settings: what a user gets who loads the file plainly
     fuse      False computes each op alone, as it is written: what tests compare bit by bit
     libraries shared libraries with the model's own operators
+    providers as `runners.providers` reads them; none: the CPU
     """
 
     def __init__(
@@ -58,8 +60,11 @@ class OnnxRuntime:
         exact: bool = True,
         fuse: bool = True,
         libraries: Sequence[str] = (),
+        providers: Sequence[str] = (),
     ) -> None:
         import onnxruntime
+
+        wanted = resolved(providers)
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -78,14 +83,13 @@ class OnnxRuntime:
         _register(options, libraries)
 
         def session(given: str | bytes) -> Any:
-            return onnxruntime.InferenceSession(
-                given, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
-            )
+            return onnxruntime.InferenceSession(given, options, providers=wanted, disabled_optimizers=disabled)
 
         try:
             self._session = session(str(model)) if isinstance(model, Path) else _from_memory(model, session, exact)
         except Exception as error:  # onnxruntime raises its own types, all of them from Exception
             raise _failed("ONNX Runtime cannot load the model", error) from error
+        check_used(wanted, self._session.get_providers())
         self._names = [output.name for output in self._session.get_outputs()]
 
     @property

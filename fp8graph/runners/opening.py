@@ -11,29 +11,37 @@ from fp8graph.base.errors import UsageError
 from fp8graph.base.names import did_you_mean
 from fp8graph.runners.base import Runner
 
-Open = Callable[[Path | ir.Model, Sequence[str], Mapping[str, str]], Runner]
+Open = Callable[[Path | ir.Model, Sequence[str], Mapping[str, str], Sequence[str]], Runner]
 
 
-def _reference(model: Path | ir.Model, libraries: Sequence[str], settings: Mapping[str, str]) -> Runner:
+def _reference(
+    model: Path | ir.Model, libraries: Sequence[str], settings: Mapping[str, str], providers: Sequence[str]
+) -> Runner:
     from fp8graph.runners.reference import reference
 
-    return reference(model, libraries)
+    return reference(model, libraries, providers)
 
 
-def _onnxruntime(model: Path | ir.Model, libraries: Sequence[str], settings: Mapping[str, str]) -> Runner:
+def _onnxruntime(
+    model: Path | ir.Model, libraries: Sequence[str], settings: Mapping[str, str], providers: Sequence[str]
+) -> Runner:
     from fp8graph.runners.onnxruntime import OnnxRuntime
 
-    return OnnxRuntime(model, exact=False, libraries=libraries)
+    return OnnxRuntime(model, exact=False, libraries=libraries, providers=providers)
 
 
-def _openvino(model: Path | ir.Model, libraries: Sequence[str], settings: Mapping[str, str]) -> Runner:
+def _openvino(
+    model: Path | ir.Model, libraries: Sequence[str], settings: Mapping[str, str], providers: Sequence[str]
+) -> Runner:
     from fp8graph.runners.openvino import OpenVino
 
     return OpenVino(model, properties=settings, libraries=libraries)
 
 
 def _engine_of(runtime: str) -> Open:
-    def open_engine(model: Path | ir.Model, libraries: Sequence[str], settings: Mapping[str, str]) -> Runner:
+    def open_engine(
+        model: Path | ir.Model, libraries: Sequence[str], settings: Mapping[str, str], providers: Sequence[str]
+    ) -> Runner:
         from fp8graph.runners.engine import Engine
 
         if not isinstance(model, Path):
@@ -54,15 +62,20 @@ RUNNERS: Mapping[str, Open] = {
 
 
 def open_runner(
-    name: str, model: Path | ir.Model, libraries: Sequence[str] = (), settings: Mapping[str, str] | None = None
+    name: str,
+    model: Path | ir.Model,
+    libraries: Sequence[str] = (),
+    settings: Mapping[str, str] | None = None,
+    providers: Sequence[str] = (),
 ) -> Runner:
     """A runner for a model, or for an engine where the runtime takes engines.
 
     settings   of the runtime by its own names: those that an engine was built with
+    providers  of ONNX Runtime; other runtimes have none
 
     Raises UsageError FG101 for an unknown name, and what the runner raises.
     """
     if name not in RUNNERS:
         do = did_you_mean(name, RUNNERS)
         raise UsageError(f"there is no runner '{name}'", where=f"@{name}", do=do, code="FG101")
-    return RUNNERS[name](model, libraries, settings or {})
+    return RUNNERS[name](model, libraries, settings or {}, providers)

@@ -21,8 +21,8 @@ from fp8graph.runners.onnxruntime import OnnxRuntime
 _IR_VERSION, _OLDEST, _RAISED = 10, 7, 13
 
 
-def reference(model: Path | str | ir.Model, libraries: Sequence[str] = ()) -> Runner:
-    """A runner for a model file or a model of ours; `libraries` hold its own operators.
+def reference(model: Path | str | ir.Model, libraries: Sequence[str] = (), providers: Sequence[str] = ()) -> Runner:
+    """A runner for a model file or a model of ours; `libraries` hold its own operators, `providers` run it.
 
     Where inputs or outputs are codes that say what they stand for (a cache in FP8), it is fed floats, and gives floats.
 
@@ -35,12 +35,14 @@ def reference(model: Path | str | ir.Model, libraries: Sequence[str] = ()) -> Ru
         expanded = bfloat16.expand(float16.expand(expanded))  # a model of ours is expanded by the runner itself
     given = file if file is not None and expanded is held else expanded
     try:
-        return around(OnnxRuntime(given, libraries=libraries), held)
+        return around(OnnxRuntime(given, libraries=libraries, providers=providers), held)
     except BackendError as refused:
+        if refused.code != "FG133":  # a provider is missing
+            raise
         # ONNX Runtime refuses some valid models, such as those with two nodes of one name; a tidy copy may do.
         tidy = expanded.clone(deep_copy=True) if expanded is model else expanded
         try:
-            return around(OnnxRuntime(_tidied(tidy), libraries=libraries), held)
+            return around(OnnxRuntime(_tidied(tidy), libraries=libraries, providers=providers), held)
         except (BackendError, InputError):
             raise refused from None
 

@@ -21,7 +21,8 @@ from fp8graph.data import recipe as recipes
 from fp8graph.data import target as targets
 from fp8graph.data.plan import Shapes
 from fp8graph.data.recipe import HighChoice
-from fp8graph.flow.job import Job, Reading
+from fp8graph.flow.feeding import Reading
+from fp8graph.flow.job import Job
 from fp8graph.graph import keys
 from fp8graph.graph.load import load
 from fp8graph.graph.protos import infer_types

@@ -13,9 +13,9 @@ Exactness      it is the quantization itself
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -24,12 +24,14 @@ from fp8graph import formats
 from fp8graph.base.errors import InputError
 from fp8graph.core.context import Context
 from fp8graph.core.passes import Approximate, Exactness, RewritePass, Stage
+from fp8graph.core.quants import contraction_axis
 from fp8graph.data.arrayref import ArrayRef
-from fp8graph.data.plan import Adjust, High, OpKey, Quant
+from fp8graph.data.plan import Adjust, High, Quant
 from fp8graph.formats.spec import Format
 from fp8graph.graph import edit, tensors, walk
 from fp8graph.numerics import cast, sidecar
-from fp8graph.numerics.scale import channel_amax, scale_from_amax
+from fp8graph.numerics.scale import StoredScales, channel_amax, store_scales
+from fp8graph_passes._dynamic import Dynamic, is_block
 
 Seat = tuple[ir.Value, Quant, ir.Graph | ir.Function]
 
@@ -48,10 +50,12 @@ class InsertQDQ(RewritePass):
         work = _Insertion(model, ctx.plan.arrays)
         for place in list(walk.walk(model)):
             decision = ctx.plan.ops.get(place.key)
-            for slot, quant in sorted(decision.inputs.items()) if decision is not None else ():
-                assert decision is not None
+            if decision is None:
+                continue
+            for slot, quant in sorted(decision.inputs.items()):
                 found = next((item for item in decision.adjust if item.kind == "codes" and item.slot == slot), None)
                 work.quantize(place, slot, quant, decision.high, found)
+            work.rescale(place)
         edit.drop_unused_initializers(work.replaced)
         return work.changes
 
@@ -63,6 +67,9 @@ class _Insertion:
         # Codes and scale, once in each graph that reads the value: codes do not pass into a branch either.
         self.coded: dict[Seat, tuple[ir.Value, ir.Value]] = {}
         self.outputs: dict[tuple[Seat, High], ir.Value] = {}
+        # Scales that are found in the graph: those that the result is yet to be multiplied by.
+        self.factors: dict[ir.Value, ir.Value] = {}
+        self.due: list[ir.Value] = []
         self.replaced: list[ir.Value] = []
         self.changes = 0
 
@@ -82,41 +89,100 @@ class _Insertion:
         if done is None:
             constant = tensors.is_constant(value)
             if constant and seat not in self.coded:
-                self._encode(place.graph, value, quant, found)
-            done = self._weight(place, value, quant, high) if constant else self._activation(place, value, quant, high)
+                self._encode(place, slot, value, quant, found)
+            if constant:
+                done = self._weight(place, slot, value, quant, high)
+            elif quant.scale.origin == "dynamic" or quant.granularity.blocks:
+                done = self._dynamic(place, value, quant, high)
+            else:
+                done = self._activation(place, value, quant, high)
             self.outputs[seat, high] = done
         edit.replace_input(place.node, slot, done)
+        if done in self.factors:
+            self.due.append(self.factors[done])
         self.changes += 1
 
-    def _weight(self, place: walk.Place, value: ir.Value, quant: Quant, high: High) -> ir.Value:
-        node = self._dequantize(self.coded[value, quant, place.graph], value, quant, high, place.key)
+    def rescale(self, place: walk.Place) -> None:
+        """Multiplies an op's result by the scales that its operands were divided by."""
+        if self.due:
+            Dynamic(place, self.names).rescaled(self.due)
+            self.due = []
+
+    def _dynamic(self, place: walk.Place, value: ir.Value, quant: Quant, high: High) -> ir.Value:
+        work = Dynamic(place, self.names)
+        if is_block(quant):
+            self._number(quant)
+            done = work.blocked(value, quant, tensors.ONNX[high])
+        else:
+            done, self_scale = work.factored(value, quant, tensors.ONNX[high])
+            self.factors[done] = self_scale
+        edit.insert_after(value, work.nodes, work.graph)
+        return done
+
+    def _weight(self, place: walk.Place, slot: int, value: ir.Value, quant: Quant, high: High) -> ir.Value:
+        codes, scale = self.coded[value, quant, place.graph]
+        node = self._dequantize((codes, scale), value, quant, high, place, slot)
         place.graph.insert_before(place.node, [node])
         return node.outputs[0]
 
-    def _encode(self, graph: ir.Graph | ir.Function, value: ir.Value, quant: Quant, found: Adjust | None) -> None:
+    def _encode(self, place: walk.Place, slot: int, value: ir.Value, quant: Quant, found: Adjust | None) -> None:
+        graph = place.graph
         assert isinstance(graph, ir.Graph)
         form, granularity = formats.get(quant.format), quant.granularity
         array = tensors.read(value)
         amax = channel_amax(array, granularity)
         if not np.isfinite(amax).all():
             raise InputError("a weight holds a NaN or an infinity", where=f"initializer '{value.name}'", code="FG212")
-        scale = np.asarray(scale_from_amax(amax, form), np.float32)
-        shape = granularity.broadcast_shape(array.shape)
-
+        scales = store_scales(amax, form, quant.scale.stored)
+        effective = np.asarray(scales.effective, np.float32)
         solved = self._solved(value, array, found)
         tensors.release(value)
 
         def encoded(weight: tensors.Array) -> tensors.Array:
             if solved is not None:
                 return sidecar.fetch(self.arrays, solved).view(cast.ml_dtype(form))
-            return cast.encode(weight, form, scale.reshape(shape)).view(cast.ml_dtype(form))
+            return cast.encode(weight, form, effective, granularity).view(cast.ml_dtype(form))
 
         codes = tensors.lazy_from(
             value, self.names.fresh(f"{value.name}_{_suffix(form)}"), encoded, dtype=ir.DataType(form.onnx_type)
         )
         graph.register_initializer(codes)
-        self.coded[value, quant, graph] = codes, self._scale(graph, value, scale)
+        shape, stored = array.shape, quant.scale.stored.format
+        kind = cast.ml_dtype(formats.get(stored)) if stored is not None else None
+        along = _along(quant, contraction_axis(place.node, slot, array.ndim))
+        scale = self._stored(graph, value, scales, lambda part: _one_axis(part, quant, shape, along), kind)
+        self.coded[value, quant, graph] = codes, scale
         self.replaced.append(value)
+
+    def _stored(
+        self,
+        graph: ir.Graph,
+        value: ir.Value,
+        scales: StoredScales,
+        spread: Callable[[tensors.Array], tensors.Array],
+        kind: Any,
+    ) -> ir.Value:
+        """The scales of a weight in the format that they are stored in, and where there is one above, dequantized.
+
+        ONNX blocks one axis: blocks of two have their scales repeated along the shorter way, the axis of outputs.
+        """
+        if scales.codes is None:
+            return self._scale(graph, value, spread(np.asarray(scales.effective, np.float32)))
+        codes = self._scale(graph, value, spread(scales.codes).view(kind))
+        if scales.outer is None:
+            return codes
+        outer = self._scale(graph, value, np.asarray(scales.outer, np.float32))
+        node = edit.new_node(
+            "DequantizeLinear",
+            [codes, outer],
+            self.names,
+            output=f"{value.name}_scale_dq",
+            shape=codes.shape,
+            dtype=ir.DataType.FLOAT,
+            serves=value.name or "",
+        )
+        graph.insert_before(value.uses()[0].node, [node])
+        return node.outputs[0]
 
     @staticmethod
     def _solved(value: ir.Value, array: tensors.Array, found: Adjust | None) -> ArrayRef | None:
@@ -138,15 +204,7 @@ class _Insertion:
         assert isinstance(graph, ir.Graph)
         seat = (value, quant, place.graph)
         if seat not in self.coded:
-            if quant.scale.value is None:
-                raise InputError(
-                    "the plan holds no number for a scale",
-                    where=f"tensor '{quant.value}'",
-                    why=f"its scale is {quant.scale.origin}, and no data was seen",
-                    do="give --data FILE, or --ranges FILE",
-                    code="FG110",
-                )
-            scale = self._scale(graph, value, np.asarray(quant.scale.value, np.float32))
+            scale = self._scale(graph, value, np.asarray(self._number(quant), np.float32))
             node = edit.new_node(
                 "QuantizeLinear",
                 [value, scale],
@@ -160,15 +218,42 @@ class _Insertion:
             edit.insert_after(value, [node], graph)
             self.coded[seat] = node.outputs[0], scale
         codes, scale = self.coded[seat]
-        node = self._dequantize((codes, scale), value, quant, high, place.key)
+        node = self._dequantize((codes, scale), value, quant, high, place, None)
         edit.insert_after(codes, [node], graph)
         return node.outputs[0]
 
+    @staticmethod
+    def _number(quant: Quant) -> float:
+        """The scale of an observed tensor. Raises InputError FG110 where the plan has none."""
+        if quant.scale.value is None and quant.scale.origin != "dynamic":
+            raise InputError(
+                "the plan holds no number for a scale",
+                where=f"tensor '{quant.value}'",
+                why=f"its scale is {quant.scale.origin}, and no data was seen",
+                do="give --data FILE, or --ranges FILE",
+                code="FG110",
+            )
+        return quant.scale.value or 1.0
+
     def _dequantize(
-        self, coded: tuple[ir.Value, ir.Value], value: ir.Value, quant: Quant, high: High, key: OpKey
+        self,
+        coded: tuple[ir.Value, ir.Value],
+        value: ir.Value,
+        quant: Quant,
+        high: High,
+        place: walk.Place,
+        slot: int | None,
     ) -> ir.Node:
-        axes = [axis for axis, _ in quant.granularity.blocks]
-        attributes = {"axis": axes[0]} if axes else {}
+        blocks = quant.granularity.blocks
+        attributes: dict[str, edit.AttributeValue] = {}
+        if blocks and slot is not None and is_block(quant):
+            axis = _along(quant, contraction_axis(place.node, slot, len(value.shape or ())))
+            attributes = {"axis": axis, "block_size": dict(blocks)[axis]}
+        elif blocks:
+            attributes = {"axis": blocks[0][0]}
+        if coded[1].dtype != ir.DataType.FLOAT:
+            attributes["output_dtype"] = int(tensors.ONNX[high])  # else the output has the type of the scale
+        key = place.key
         return edit.new_node(
             "DequantizeLinear",
             coded,
@@ -184,6 +269,20 @@ class _Insertion:
         constant = tensors.constant(self.names.fresh(f"{value.name}_scale"), scale)
         graph.register_initializer(constant)
         return constant
+
+
+def _along(quant: Quant, contracted: int) -> int:
+    """The axis that DequantizeLinear blocks: the one in blocks of more than one, of two the one that is summed over."""
+    large = [axis for axis, size in quant.granularity.blocks if size > 1]
+    return contracted if contracted in large or not large else large[0]
+
+
+def _one_axis(scale: tensors.Array, quant: Quant, shape: tuple[int, ...], along: int) -> tensors.Array:
+    """Scales repeated along all axes in blocks but `along`, as ONNX wants them."""
+    for axis, size in quant.granularity.blocks:
+        if size > 1 and axis != along:
+            scale = np.repeat(scale, size, axis)[(slice(None),) * axis + (slice(0, shape[axis]),)]
+    return np.ascontiguousarray(scale)
 
 
 def _suffix(form: Format) -> str:

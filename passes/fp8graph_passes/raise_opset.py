@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from fp8graph import formats
 from fp8graph.core.context import Context
 from fp8graph.core.passes import Exact, Exactness, RewritePass, Stage
 from fp8graph.graph import opset
@@ -29,7 +30,8 @@ class RaiseOpset(RewritePass):
 
     def rewrite(self, model: ir.Model, ctx: Context) -> int:
         """Converts once, to the target's opset."""
-        least = max(ctx.target.opset, BF16_OPSET if ctx.high == "bf16" else 0)
+        own = [formats.get(name).min_opset for name in ctx.recipe.formats]
+        least = max(ctx.target.opset, BF16_OPSET if ctx.high == "bf16" else 0, *own)
         changed = int(opset.raise_opset(model, least))
         # IR 10 is the first that knows opset 21's types; runtimes refuse versions above the target's.
         wanted = min(max(model.ir_version, 10), ctx.target.ir_version)

@@ -267,3 +267,32 @@ def test_a_packed_product_wants_one_scale_for_a_stored_weight(t, stored, weight,
     scale = np.full(48, 0.5) if t else np.asarray(0.5)
     proto = model(text, w_s=np.asarray(0.5), w_t=scale, w_i=np.array([2, 32, 3, 2, 8]))
     assert [item.code for item in fp8graph.check(proto)] == codes
+
+
+# Reduced from what they write: ONNX Runtime 1.31.1 (quantize_static), ModelOpt 0.47.0 (fp8), NNCF 3.4.0 (FP8_E4M3).
+RUNTIME = """(float[1,8,6,6] x, float w_s, float8e4m3fn w_z, float8e4m3fn[8,8,3,3] w, float[8] w_b)
+        => (float[1,8,6,6] y) {
+    q = QuantizeLinear (x, w_s, w_z) d = DequantizeLinear (q, w_s, w_z) u = DequantizeLinear (w, w_s, w_z)
+    c = Conv <pads = [1, 1, 1, 1]> (d, u, w_b)
+    p = QuantizeLinear (c, w_s, w_z) e = DequantizeLinear (p, w_s, w_z)
+    a = Add (e, d) y = Relu (a)
+}"""
+MODELOPT = """(float16[2,8] x, float16 w_s, float8e4m3fn w_z, float16[8,4] w, float16[4] w_t, float8e4m3fn[4] w_y)
+        => (float16[2,4] y) {
+    q = QuantizeLinear (x, w_s, w_z) d = DequantizeLinear (q, w_s, w_z)
+    v = QuantizeLinear <axis = 1> (w, w_t, w_y) u = DequantizeLinear <axis = 1> (v, w_t, w_y) y = MatMul (d, u)
+}"""
+NNCF = """(float16[2,8] x, float8e4m3fn[8,4] w, float[4] w_t, float8e4m3fn[4] w_y) => (float16[2,4] y) {
+    u = DequantizeLinear <axis = -1> (w, w_t, w_y) y = MatMul (x, u)
+}"""
+
+
+@pytest.mark.parametrize(
+    ("text", "codes"),
+    [(RUNTIME, ["FG323"]), (MODELOPT, []), (NNCF, ["FG329", "FG305"])],
+    ids=["ort", "modelopt", "nncf"],
+)
+def test_what_other_tools_write_is_read(text, codes):
+    numbers = {"w_s": 0.5, "w_t": np.full(4, 0.5), "w_z": 0.0, "w_y": np.zeros(4)}
+    given = {name: np.asarray(value) for name, value in numbers.items() if f" {name}" in text}
+    assert [item.code for item in fp8graph.check(model(text, **given))] == codes

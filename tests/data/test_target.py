@@ -222,7 +222,7 @@ def test_a_depthwise_7x7_runs_in_fp8_on_one_chip_alone(chips, status):
 def test_packed_qkv_wants_one_weight_scale():
     found = target.load("tensorrt-rtx:sm89")
     assert found.row("MatMul", "e4m3fn", {"packed_qkv": True, "vector": False}).weights == "tensor"
-    assert found.row("MatMul", "e4m3fn", {"packed_qkv": False, "vector": False}).weights == "channel"
+    assert found.row("MatMul", "e4m3fn", {"packed_qkv": False, "vector": False}).weights == "any"
 
 
 @pytest.mark.parametrize("order", [("e4m3fn", "e5m2"), ("e5m2", "e4m3fn")])

@@ -113,13 +113,21 @@ def code(pattern: int, format: Exact) -> int | None:
     return sign | magnitude if magnitude or format.minus_zero else 0
 
 
+def _magnitude(pattern: int) -> int:
+    """|number| * 2^149 of a finite fp32 pattern: an integer."""
+    exponent, fraction = (pattern >> 23) & 0xFF, pattern & 0x7FFFFF
+    return (fraction + (1 << 23 if exponent else 0)) << (max(exponent, 1) - 1)
+
+
 def _integer(pattern: int, format: Integer) -> int:
-    low, high = -(1 << (format.bits - 1)), (1 << (format.bits - 1)) - 1
+    negative, half = pattern >> 31, 1 << (format.bits - 1)
+    most = half if negative else half - 1
     if pattern & 0x7FFFFFFF == 0x7F800000:
-        number = low if pattern >> 31 else high
+        steps = most
     else:
-        number = min(max(round(exact(pattern)), low), high)  # Python rounds fractions to even
-    return number % (1 << format.bits)
+        steps, rest = divmod(_magnitude(pattern), 1 << 149)
+        steps += 2 * rest > 1 << 149 or (2 * rest == 1 << 149 and steps % 2)
+    return (-min(steps, most) if negative else min(steps, most)) % (2 * half)
 
 
 def _power(pattern: int, mode: str) -> int | None:
@@ -127,13 +135,11 @@ def _power(pattern: int, mode: str) -> int | None:
         return 0 if pattern == 0x80000000 else NAN
     if pattern == 0x7F800000:
         return 254
-    number = exact(pattern)
-    if number < Fraction(2) ** -126:
-        below = 0
-    else:  # a normal number of fp32, whose exponent has the same bias
-        below = (pattern >> 23) & 0xFF
-    low, high = Fraction(2) ** (below - 127), Fraction(2) ** (below + 1 - 127)
-    up = {"up": number > low, "down": False, "nearest": number >= (low + high) / 2}[mode]
+    number = _magnitude(pattern)
+    # 2^(code - 127) * 2^149 is 1 << (code + 22); the greatest at or below the number, 0 where there is none
+    below = max(number.bit_length() - 1 - 22, 0)
+    low, high = 1 << (below + 22), 1 << (below + 23)
+    up = {"up": number > low, "down": False, "nearest": 2 * number >= low + high}[mode]
     return min(below + up, 254)
 
 

@@ -49,7 +49,8 @@ def assert_codes(codes: np.ndarray, wanted: list[int | None], format: Format, va
 
 def without_nan(values: np.ndarray, format: Format) -> np.ndarray:
     """The values, less NaN where the format has none: it refuses them."""
-    return values[~np.isnan(values)] if format.name in NO_NAN else values
+    with np.errstate(invalid="ignore"):  # bfloat16's isnan
+        return values[~np.isnan(values)] if format.name in NO_NAN else values
 
 
 def assert_rounds_as_the_oracle(values: np.ndarray, format: Format) -> None:
@@ -110,8 +111,8 @@ def test_powers_of_two_round_as_casts_round_mode_says(mode):
     points = around_codes(E8M0)
     upper = np.arange(1 << 16, dtype=np.uint32) << 16
     values = np.concatenate([
-        points, np.nextafter(points, np.float32(np.inf)), np.nextafter(points, np.float32(0)), f32(upper | 1), f32(upper),
-        np.array([0.0, -0.0, 1e-45, np.inf, -np.inf, -1.0, np.nan, -np.nan], np.float32),
+        points, np.nextafter(points, np.float32(np.inf)), np.nextafter(points, np.float32(0)),
+        f32(upper), f32(upper | 1), np.array([0.0, -0.0, 1e-45, np.inf, -np.inf, -1.0, np.nan, -np.nan], np.float32),
     ])  # fmt: skip
     wanted = [oracle.code(bits, exact) for bits in patterns(values)]
     assert_codes(encode(values, E8M0, round_mode=mode), wanted, E8M0, values)
@@ -126,7 +127,7 @@ def test_one_and_a_half_becomes_two_one_and_two():
 
 @every_format
 def test_random_fp32_patterns_round_as_the_oracle(format):
-    values = f32(RNG(1).integers(0, 1 << 32, 100_000, dtype=np.uint32))
+    values = f32(RNG(1).integers(0, 1 << 32, 40_000, dtype=np.uint32))
     assert np.isnan(values).any()
     assert_rounds_as_the_oracle(values, format)
 
@@ -163,7 +164,7 @@ def test_what_has_no_nearest_value_is_saturated_and_nan_and_minus_zero_stay(form
 
 
 @every_element
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_any_value_under_any_scale_is_one_fp32_division_and_one_rounding(format, data):
     value = data.draw(st.floats(width=32, allow_nan=False, allow_infinity=False))
@@ -377,8 +378,9 @@ def test_formats_of_more_than_8_bits_are_refused():
 
 def test_a_format_of_someones_own_is_rounded_by_its_description():
     own = Format("e1m6", "float", 8, 1, 6, 0, False, (0x7F, 0xFF), True, 0, 0)
-    values = np.array([3 + 29 / 32, 1 / 64, 1 / 32, 3 / 64, 2, -1e9, np.nan], np.float32)
-    assert decode(encode(values, own), own)[:-1].tolist() == [3.875, 0, 1 / 32, 1 / 16, 2, -3.875]
+    values = np.array([3 + 59 / 64, 1 / 64, 1 / 32, 3 / 64, 2, -1e9, np.nan], np.float32)
+    numbers = np.array([0, 1 / 32, 2 / 32, 2, 3 + 30 / 32, -3 - 30 / 32], np.float32)
+    assert np.array_equal(decode(encode(values, own), own)[:-1], numbers[[4, 0, 1, 2, 3, 5]])
 
 
 def test_nothing_of_the_tensors_size_is_allocated_but_the_result():

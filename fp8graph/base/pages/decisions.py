@@ -191,6 +191,20 @@ CODES = (
         "Give the library that holds the model's operators: --custom-ops LIB.so; or --high-precision-dtype bf16.",
     ),
     Code(
+        "FG227",
+        "kept: it has no weight",
+        "The recipe quantizes weights alone, and both operands of this operator are computed.",
+        "There is nothing to store in fewer bytes.",
+        "Nothing. A recipe that quantizes activations, too, quantizes it.",
+    ),
+    Code(
+        "FG228",
+        "kept: a length is open",
+        "Blocks of an activation are cut along the axis that the product sums over, and its length is not known.",
+        "The graph that finds a scale for each block needs the number of blocks.",
+        "Export the model with that length fixed, or take a recipe with scales per tensor or token.",
+    ),
+    Code(
         "FG230",
         "quantized already",
         "The model came with scales for this operator; they were taken over.",

@@ -306,6 +306,13 @@ CODES = (
         "Inline the functions: `check --fix` and `optimize` do.",
     ),
     Code(
+        "FG341",
+        "the target runs nothing of what the recipe asks for",
+        "The target's table refuses the recipe's formats, or where its scales lie, for every operator of the recipe.",
+        "A result would be computed in high precision, or not at all.",
+        "Choose one of the recipes that the message lists, or another target.",
+    ),
+    Code(
         "FG390",
         "a decision could not be written for the target",
         "The graph could not be spelled for the target without dropping a precision that the plan promises.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import zipfile
 from collections.abc import Iterator
@@ -20,26 +21,41 @@ _RATIO = 200
 
 def load(path: Path) -> dict[str, Array]:
     """All arrays of an .npz file by name. Raises InputError FG108 for anything that is none."""
+    return archive(path, path)
+
+
+def archive(file: Path | IO[bytes], path: Path) -> dict[str, Array]:
+    """All arrays of an archive by name; errors name `path`. Raises InputError FG108 for anything that is none."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
+        with zipfile.ZipFile(file) as opened:
+            names = opened.namelist()
             if len(set(names)) != len(names):
                 raise _unreadable(path, "it holds one name twice")
             arrays = {}
-            for info in archive.infolist():
+            for info in opened.infolist():
                 if not info.filename.endswith(".npy"):
                     raise _unreadable(path, f"it holds '{info.filename}', which is no array")
                 if info.file_size > _LIMIT and info.file_size > _RATIO * info.compress_size:
                     raise _unreadable(
                         path, f"'{info.filename}' claims a size of {info.file_size} bytes: too large for this file"
                     )
-                with archive.open(info) as file:
-                    arrays[info.filename.removesuffix(".npy")] = _array(file, info.file_size, path)
+                with opened.open(info) as member:
+                    arrays[info.filename.removesuffix(".npy")] = _array(member, info.file_size, path)
             return arrays
     except (InputError, MemoryError):
         raise
     except Exception as error:  # zipfile, zlib and numpy raise many types on damaged files
         raise _unreadable(path, _no_archive(path) or str(error) or "it is no archive of arrays") from error
+
+
+def from_bytes(data: bytes, path: Path) -> Array:
+    """The array of the bytes of an .npy file. Raises InputError FG108 for anything that is none."""
+    try:
+        return _array(io.BytesIO(data), len(data), path)
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # numpy raises many types on damaged files
+        raise _unreadable(path, str(error) or "it is no array") from error
 
 
 def _no_archive(path: Path) -> str:
@@ -111,8 +127,9 @@ def _header(file: IO[bytes], size: int, path: Path) -> tuple[tuple[int, ...], bo
 
 
 def files_in(path: Path) -> list[Path]:
-    """The files of a folder that are read as data, in the order of their names."""
-    return [*sorted(path.glob("*.npy")), *sorted(path.glob("*.npz"))]
+    """The files of a folder that are read as data, in the order of their names: arrays, else feeds in JSON."""
+    arrays = [*sorted(path.glob("*.npy")), *sorted(path.glob("*.npz"))]
+    return arrays or sorted(path.glob("*.json"))
 
 
 def folder(path: Path) -> Iterator[tuple[str, dict[str, Array]]]:
@@ -120,12 +137,12 @@ def folder(path: Path) -> Iterator[tuple[str, dict[str, Array]]]:
     single = sorted(path.glob("*.npy"))
     many = sorted(path.glob("*.npz"))
     if bool(single) == bool(many):
-        raise _unreadable(path, "a folder holds either one NAME.npy per input, or .npz files")
+        raise _unreadable(path, "a folder holds either one NAME.npy per input, or .npz files, or feeds in .json files")
     if single:
         yield str(path), {file.stem: load_npy(file) for file in single}
     for file in many:
         yield str(file), load(file)
 
 
-def _unreadable(path: Path, why: str, do: str = "give .npz or .npy files, or a folder of them") -> InputError:
+def _unreadable(path: Path, why: str, do: str = "give .npz, .npy or .json files, or a folder of them") -> InputError:
     return InputError("the data cannot be read", where=str(path), why=why, do=do, code="FG108")

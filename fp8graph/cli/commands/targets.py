@@ -40,7 +40,7 @@ def run(args: argparse.Namespace, console: Console) -> Outcome:
         text = listing.catalogue([(item.name, item.summary) for item in found], paint=console.paint)
         return Outcome(text=text, result={"targets": rows})
     one = target.load(spec)
-    types = {op for row in (*one.rows, *one.qdq.refused) for op in row.ops}
+    types = {op for ops in (*(r.ops for r in one.rows), *(r.ops for r in one.qdq.refused)) for op in ops}
     if args.op is not None and args.op not in types:
         raise UsageError(
             f"the table of '{one.name}' has no row for '{args.op}'",

@@ -7,25 +7,16 @@ other numbers than ONNX says for rows that a float mask hides throughout.
 from __future__ import annotations
 
 import onnx_ir as ir
-from onnx import inliner
 
-from fp8graph.graph import protos, walk
+from fp8graph.graph import walk
+from fp8graph.runners.expand.operators import written_out
 
 
 def expand(model: ir.Model) -> ir.Model:
     """A copy without the operator Attention; the model itself where it has none. Weights are shared, not read."""
     if not any(_is_attention(place.node) for place in walk.walk(model)):
         return model
-    proto, weights = protos.weightless(model)
-    work = ir.from_proto(inliner.inline_selected_functions(proto, [("", "Attention")], inline_schema_functions=True))
-    inputs = {value.name: value for value in work.graph.inputs}
-    kept = {value.name for value in model.graph.inputs}
-    for name, weight in weights.items():
-        inputs[name].const_value = weight.const_value
-    work.graph.inputs[:] = [value for value in work.graph.inputs if value.name in kept]
-    for name in weights:
-        work.graph.register_initializer(inputs[name])
-    return work
+    return written_out(model, {"Attention"})
 
 
 def _is_attention(node: ir.Node) -> bool:

@@ -1,0 +1,108 @@
+"""How one operand is quantized by a recipe: format, the axes that scales run along, and where numbers come from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+
+from fp8graph import formats
+from fp8graph.data.plan import Scale
+from fp8graph.data.recipe import Recipe, TensorPolicy
+from fp8graph.data.target import Fact
+from fp8graph.formats.spec import FP32_SCALES, Granularity, PerAxis, PerBlock, PerTensor
+
+_CONVS = ("Conv", "ConvTranspose")
+
+
+def policy_facts(recipe: Recipe) -> dict[str, Fact]:
+    """What rows of a target may ask about a recipe: `activations` is none, static, dynamic, token or block, `scales`
+    of the weights is tensor, channel or block; `block` is the size of an activation's blocks, 0 where it has none."""
+    policy = recipe.activations
+    moving = "none" if policy.format == "none" else policy.per
+    if moving == "tensor":
+        moving = "dynamic" if policy.scale == "dynamic" else "static"
+    return {"activations": moving, "scales": recipe.weights.per, "block": max((*policy.block, 0))}
+
+
+def contraction_axis(node: ir.Node, slot: int, rank: int) -> int:
+    """The axis of an operand that the product sums over: for a Conv its (input) channels."""
+    if node.op_type in _CONVS:
+        return 0 if node.op_type == "ConvTranspose" and slot else 1
+    if node.op_type == "Gemm":
+        return 1 - gemm_output_axis(node, slot)
+    return max(rank - 2, 0) if slot else rank - 1
+
+
+def gemm_output_axis(node: ir.Node, slot: int) -> int:
+    """The axis of a Gemm's operand that is an axis of its output."""
+    attribute = node.attributes.get("transB" if slot else "transA")
+    flipped = attribute is not None and attribute.as_int() == 1
+    return (0 if flipped else 1) if slot else (1 if flipped else 0)
+
+
+def output_axis(node: ir.Node, slot: int, rank: int) -> int | None:
+    """The axis of a weight that runs along output channels; None where it has none, or per tensor must do.
+
+    A scale along any other axis lies in the sum over products, where no kernel can apply it behind the sum.
+    """
+    if node.op_type == "Conv":
+        return 0
+    if node.op_type == "ConvTranspose":
+        group = node.attributes.get("group")
+        return 1 if group is None or group.as_int() == 1 else None
+    if node.op_type == "Gemm":
+        return gemm_output_axis(node, slot)
+    if rank < 2:
+        return None
+    if slot:
+        return rank - 1
+    return 0 if rank == 2 else None
+
+
+def weight_granularity(policy: TensorPolicy, node: ir.Node, slot: int, rank: int, wanted: str) -> Granularity:
+    """The blocks of a weight. `wanted`: `tensor` or `channel` where the target takes no finer ones, else `any`."""
+    per = policy.per if wanted == "any" or policy.per == "tensor" else wanted
+    if per == "block" and rank >= 2:
+        along = contraction_axis(node, slot, rank)
+        if len(policy.block) == 1:
+            return PerBlock(along, policy.block[0], rank)
+        across = output_axis(node, slot, rank)
+        sizes = dict.fromkeys(range(rank), 1) | {along: policy.block[1]}
+        if across is not None:
+            sizes[across] = policy.block[0]
+        return Granularity(tuple(sorted(sizes.items())))
+    axis = None if per == "tensor" else output_axis(node, slot, rank)
+    return PerTensor() if axis is None else PerAxis(axis)
+
+
+def activation_granularity(policy: TensorPolicy, node: ir.Node, slot: int, rank: int) -> Granularity:
+    """The blocks of an activation of a known rank. A Conv has no tokens: its activation has one scale."""
+    along = contraction_axis(node, slot, rank)
+    if policy.per == "block" and rank >= 2:
+        return PerBlock(along, policy.block[0], rank)
+    if policy.per == "token" and node.op_type not in _CONVS and rank >= 2:
+        return Granularity(tuple((axis, 1) for axis in range(rank) if axis != along))
+    return PerTensor()
+
+
+def activation_scale(policy: TensorPolicy, granularity: Granularity, rule: str) -> Scale:
+    """Where the scale of an activation comes from; one above stored ones is observed, those are found in the graph."""
+    if policy.stored.outer and granularity.blocks:
+        return Scale("observed", rule, stored=policy.stored)
+    if policy.scale == "dynamic":
+        return Scale("dynamic", policy.scale, stored=policy.stored if granularity.blocks else FP32_SCALES)
+    return Scale("observed", rule)
+
+
+def taken(policy: TensorPolicy, wanted: str) -> TensorPolicy:
+    """A policy for activations as a target takes it: with `wanted` `token`, blocks become tokens."""
+    if wanted != "token" or policy.per != "block":
+        return policy
+    return replace(policy, per="token", block=(), stored=FP32_SCALES)
+
+
+def softmax_scale(format: str) -> float:
+    """The scale of probabilities: the largest is 1, which becomes the format's largest value, whatever the data."""
+    return float(np.float32(1) / np.float32(float(formats.get(format).max)))

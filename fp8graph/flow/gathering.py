@@ -1,0 +1,168 @@
+"""Calibration in parts: shards of the data, runs that go on after Ctrl-C, and ranges joined."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fp8graph.base import canon
+from fp8graph.base.errors import InputError, Interrupted, UsageError
+from fp8graph.base.files import describe, same_file, write_text
+from fp8graph.calibrate.samples import Samples
+from fp8graph.data.document import check_schema, load_json, malformed
+from fp8graph.flow import asked
+from fp8graph.flow.feeding import Reading
+from fp8graph.numerics.ranges import Ranges
+
+RESUME_SUFFIX = ".resume"
+_KIND, _VERSION = "resume", 1
+
+
+@dataclass
+class Gathering:
+    """One run over samples that may be a part of all.
+
+    output   where the ranges will be; what Ctrl-C leaves lies beside it, as `OUTPUT.resume`
+    shard    (index, number): every `number`-th sample
+    resume   go on from `OUTPUT.resume`, where there is one
+    """
+
+    output: Path | None = None
+    shard: tuple[int, int] | None = None
+    resume: bool = False
+    _earlier: Ranges | None = None
+    _asked: dict[str, Any] = field(default_factory=dict)
+
+    def begin(self, feeds: Samples, source: str, wanted: Sequence[str], how: Reading) -> Samples:
+        """The samples that are left to be seen. Raises InputError FG111 (no such file of ours) or FG110 (of another
+        run)."""
+        part = feeds.shard(*self.shard) if self.shard is not None else feeds
+        self._asked = {
+            "shard": list(self.shard) if self.shard is not None else None,
+            "samples": how.samples,
+            "batch": how.batch,
+            "wanted": sorted(wanted),
+        }
+        if not (self.resume and self.file is not None and self.file.exists()):
+            return part
+        self._earlier = self._load(self.file, source, part.label)
+        return part.behind(self._earlier.samples)
+
+    @property
+    def file(self) -> Path | None:
+        """What an interrupted run leaves."""
+        return None if self.output is None else self.output.with_name(self.output.name + RESUME_SUFFIX)
+
+    def with_earlier(self, found: Ranges) -> Ranges:
+        """What was found now together with what earlier runs have seen."""
+        return found if self._earlier is None else self._earlier.merge(found)
+
+    def keep(self, found: Ranges) -> None:
+        """Writes what there is until now, and raises Interrupted; nothing where nothing was seen."""
+        seen = self.with_earlier(found)
+        if self.file is None or not seen.samples:
+            return
+        document = {"schema": f"fp8graph.{_KIND}/{_VERSION}", **self._asked, "ranges": seen.to_json()}
+        write_text(self.file, canon.pretty(document))
+        raise Interrupted(
+            f"{seen.samples} samples are kept in {self.file}",
+            do="run the command again with --resume: it goes on behind them",
+            files=(describe(self.file),),
+        )
+
+    def finish(self) -> None:
+        """Takes away what an interrupted run has left."""
+        if self.file is not None:
+            with contextlib.suppress(FileNotFoundError):
+                self.file.unlink()
+
+    def _load(self, path: Path, source: str, label: str) -> Ranges:
+        document = check_schema(load_json(path, "what --resume goes on from"), _KIND, _VERSION, str(path))
+        try:
+            earlier = Ranges.from_json(document["ranges"], str(path))
+            here = {name: document[name] for name in self._asked}
+        except KeyError as error:
+            raise malformed(_KIND, str(path), error) from error
+        other = [name for name, value in here.items() if value != self._asked[name]]
+        other += ["model"] if earlier.source != source else []
+        other += ["data"] if earlier.data != label else []
+        if other:
+            name = other[0]
+            both = {"model": (earlier.source[:19], source[:19]), "data": (earlier.data, label)}
+            had, has = both.get(name, (here.get(name), self._asked.get(name)))
+            raise InputError(
+                "the run that was interrupted is not this one",
+                where=str(path),
+                why=f"another set of tensors: {len(had)} and {len(has)}"
+                if name == "wanted"
+                else f"{name}: {had}, {has}",
+                do="give the same options as then, or leave --resume out",
+                code="FG110",
+            )
+        return earlier
+
+
+def shard_of(given: Any) -> tuple[int, int] | None:
+    """`I/N`, or the two numbers; None is the whole. Raises UsageError FG100."""
+    if given is None:
+        return None
+    parts = given.split("/") if isinstance(given, str) else given
+    try:
+        index, number = (int(part) for part in parts)
+    except (TypeError, ValueError):
+        raise asked.wrong("shard", given, "I/N, such as 0/4") from None
+    if not 0 <= index < number:
+        raise UsageError(
+            f"there is no shard {index}/{number}",
+            where="--shard",
+            why="shards are numbered from 0",
+            do=f"choose from 0/{max(number, 1)} to {max(number, 1) - 1}/{max(number, 1)}",
+            code="FG100",
+        )
+    return index, number
+
+
+def merged(files: Any) -> Ranges:
+    """Ranges of shards, joined: the same as of one run over all of their data, in whatever order they are given.
+
+    Raises InputError FG111 (no ranges) or FG110 (of other models or tensors), UsageError FG100.
+    """
+    parts: list[tuple[str, Ranges]] = []
+    paths: list[Path] = []
+    for item in [files] if isinstance(files, (str, Path, Ranges)) else files:
+        if isinstance(item, Ranges):
+            parts.append(("the ranges given", item))
+            continue
+        path = asked.path(item, "merge")
+        assert path is not None
+        if any(same_file(path, other) for other in paths):
+            raise UsageError(
+                "ranges are to be joined with themselves",
+                where=f"--merge {path}",
+                why="their samples would count twice",
+                do="name each file once",
+                code="FG100",
+            )
+        paths.append(path)
+        parts.append((str(path), Ranges.from_json(load_json(path, "the ranges"), str(path))))
+    if not parts:
+        raise UsageError("there is nothing to join", where="--merge", do="name the files of all shards", code="FG100")
+    (first, whole), *rest = parts
+    for where, part in rest:
+        why = "they are of two models" if part.source != whole.source else ""
+        lone = sorted(part.values.keys() ^ whole.values.keys())
+        if lone and not why:
+            why = f"'{lone[0]}' and {len(lone) - 1} other tensors are in one of them only"
+        if why:
+            raise InputError(
+                "these ranges do not belong together",
+                where=f"{first}, {where}",
+                why=why,
+                do="observe all shards with the same model and options",
+                code="FG110",
+            )
+        whole = whole.merge(part)
+    return whole
