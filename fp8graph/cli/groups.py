@@ -4,12 +4,13 @@ arguments of the function behind the command. None means: not asked, the default
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from fp8graph.base.errors import UsageError
 from fp8graph.cli import values
 from fp8graph.cli.parser import Parser
+from fp8graph.cli.shaping import merged
 
 _MODES = {"fp8": "fp8-default"}  # ModelOpt's --quantize_mode; other values are recipes by the same name
 
@@ -135,15 +136,24 @@ class Data:
             nargs="+",
             action="extend",
             metavar="URI",
-            known_as=("--calibration-data-path", "--load-inputs"),
-            help=".npz, .npy, a folder of them, or random",
+            known_as=("--calibration-data-path", "--calibration-data", "--load-inputs", "--load-input-data"),
+            help=".npz, .npy, feeds of Polygraphy (.json), a folder of them, script:f.py:load_data, or random",
+        )
+        parser.add_argument(
+            "--data-loader-script",
+            dest="data",
+            nargs=1,
+            action="extend",
+            type=values.script,
+            default=argparse.SUPPRESS,
+            help=argparse.SUPPRESS,
         )
         parser.option(
             group,
             "--samples",
             type=values.whole(1),
             metavar="N",
-            known_as=("--iterations",),
+            known_as=("--iterations", "--iters"),
             help="at most N samples: what the model takes in one run is one",
         )
         group.add_argument(
@@ -153,11 +163,41 @@ class Data:
             help="N rows of each array in a sample, where that is free (1)",
         )
         group.add_argument("--seed", type=values.whole(), default=0, metavar="N", help="for random data (0)")
+        group.add_argument(
+            "--val-range",
+            nargs="+",
+            action="extend",
+            type=values.value_range,
+            metavar="X:[LOW,HIGH]",
+            help="of random data; without X: for all inputs ([0,1])",
+        )
+        parser.option(
+            group,
+            "--input-shapes",
+            nargs="+",
+            action="extend",
+            type=values.shapes,
+            metavar="X:SHAPE",
+            known_as=("--calibration-shapes",),
+            help="of random data (1 where the model leaves a size open)",
+        )
+        parser.option(
+            group,
+            "--providers",
+            nargs="+",
+            action="extend",
+            metavar="P",
+            known_as=("--calibration-eps",),
+            help="of ONNX Runtime: cpu, cuda:0 (cpu)",
+        )
         CustomOps.add(parser, group)
 
     @staticmethod
     def read(args: argparse.Namespace, command: str, *, needed: bool = False) -> dict[str, Any]:
-        """data, samples, batch, seed, custom_ops. Raises UsageError FG120 where data is `needed` and was not given."""
+        """data and how it is read, by the names of `flow.feeding.Reading`.
+
+        Raises UsageError FG120 where data is `needed` and was not given, FG100 where an input has two ranges or shapes.
+        """
         if needed and not args.data:
             raise UsageError(
                 f"'{command}' needs data and none was given",
@@ -172,8 +212,62 @@ class Data:
             "samples": args.samples,
             "batch": args.batch,
             "seed": args.seed,
+            "val_range": _by_name(args.val_range, "--val-range"),
+            "input_shapes": merged(args.input_shapes or (), "input_shapes") or None,
+            "providers": tuple(args.providers) if args.providers else None,
             "custom_ops": custom,
         }
+
+
+def _by_name(pairs: Sequence[tuple[str, Any]] | None, option: str) -> dict[str, Any] | None:
+    """Values by name. Raises UsageError FG100 where one name has two."""
+    found: dict[str, Any] = {}
+    for name, value in pairs or ():
+        if found.setdefault(name, value) != value:
+            what = f"'{name}' has two values" if name else "there are two values for all"
+            raise UsageError(what, where=option, why=f"{found[name]} and {value}", do="give one of them", code="FG100")
+    return found or None
+
+
+class Tolerance:
+    """How far two models may lie apart."""
+
+    @staticmethod
+    def add(parser: Parser) -> None:
+        """Declares them."""
+        group = parser.add_argument_group(
+            "tolerance", "one number for all outputs, or OUTPUT:NUMBER; several may follow"
+        )
+        for option, metavar, known_as, what in (
+            ("--min-sqnr", "DB", (), "least signal to noise ratio, in dB"),
+            ("--atol", "X", ("--abs-tol",), "largest absolute difference (1e-5, where --rtol is given)"),
+            ("--rtol", "X", ("--rel-tol",), "largest difference relative to B (1e-5, where --atol is given)"),
+            ("--error-quantile", "Q", (), "which quantile, where that is checked (0.99)"),
+        ):
+            parser.option(
+                group,
+                option,
+                type=values.bound,
+                nargs="+",
+                action="extend",
+                metavar=metavar,
+                known_as=known_as,
+                help=what,
+            )
+        group.add_argument(
+            "--check-error-stat",
+            type=values.statistic,
+            nargs="+",
+            action="extend",
+            metavar="STAT",
+            help="what has to be within --atol or --rtol: elemwise (each element), max, mean, median or quantile",
+        )
+
+    @staticmethod
+    def read(args: argparse.Namespace) -> dict[str, Any]:
+        """The bounds, each by output."""
+        names = ("min_sqnr", "atol", "rtol", "error_quantile", "check_error_stat")
+        return {name: _by_name(getattr(args, name), "--" + name.replace("_", "-")) for name in names}
 
 
 class Select:
@@ -224,6 +318,9 @@ class Select:
             metavar="TYPE",
             help="of what is not quantized: fp16, bf16, fp32 or keep (the model's own)",
         )
+        group.add_argument(
+            "--direct-io-types", action="store_true", help="inputs and outputs have that type, too, where they can"
+        )
 
     @staticmethod
     def typed(args: argparse.Namespace) -> list[str]:
@@ -249,7 +346,25 @@ class Select:
             "attention": args.attention,
             "kv_cache": args.kv_cache,
             "high_precision_dtype": args.high_precision_dtype,
+            "direct_io_types": args.direct_io_types,
         }
+
+
+class Scales:
+    """Where scales come from."""
+
+    @staticmethod
+    def add(parser: Parser) -> None:
+        """Declares the option."""
+        group = parser.add_argument_group("scales")
+        group.add_argument(
+            "--calibration-method", metavar="HOW", help="absmax: the largest absolute value that was seen"
+        )
+
+    @staticmethod
+    def read(args: argparse.Namespace) -> dict[str, Any]:
+        """calibration_method."""
+        return {"calibration_method": args.calibration_method}
 
 
 class Policy:
@@ -286,60 +401,6 @@ class Policy:
         return None if args.recipe is None else _MODES.get(args.recipe, args.recipe)
 
 
-class Shapes:
-    """Shapes of inputs that are free in the model."""
-
-    KINDS = (
-        ("shapes", ("--override-shapes",), "least, usual and largest alike"),
-        ("min_shapes", ("--minShapes", "--trt-min-shapes"), "least"),
-        ("opt_shapes", ("--optShapes", "--trt-opt-shapes"), "most usual"),
-        ("max_shapes", ("--maxShapes", "--trt-max-shapes"), "largest"),
-    )
-
-    @staticmethod
-    def add(parser: Parser, *, profiles: bool = False) -> None:
-        """Declares them; with `profiles` also --profile, which says what profile the shapes behind it are of."""
-        group = parser.add_argument_group("shapes", "x:[1,3,224,224] or x:1x3x224x224, several after one option")
-        if profiles:
-            what = "the shapes behind this are of optimisation profile N (0, 1, ...)"
-            group.add_argument("--profile", type=values.whole(0), metavar="N", help=what)
-        for name, aliases, what in Shapes.KINDS:
-            parser.option(
-                group,
-                "--" + name.replace("_", "-"),
-                nargs="+",
-                action=_ShapesOfProfile,
-                type=values.shapes,
-                metavar="X:SHAPE",
-                known_as=aliases,
-                help=what,
-            )
-
-    @staticmethod
-    def read(args: argparse.Namespace) -> Mapping[str, Any] | None:
-        """Profiles by input, None where no shape was given.
-
-        A missing least or largest shape is the most usual one; a missing most usual one is the largest.
-        Raises UsageError where the three do not fit together, or `--shapes` and another name one input.
-        """
-        found = Shapes.read_profiles(args)
-        return found[0] if found else None
-
-    @staticmethod
-    def read_profiles(args: argparse.Namespace) -> tuple[Mapping[str, Any], ...] | None:
-        """Profiles by input for each --profile, None where no shape was given.
-
-        Raises UsageError as `read` does, and where the profiles are not numbered 0, 1, 2 ..., or hold no shape.
-        """
-        numbers = {number for name, _, _ in Shapes.KINDS for number, _ in getattr(args, name) or ()}
-        last = getattr(args, "profile", None)
-        numbers |= set() if last is None else {last}
-        if numbers != set(range(len(numbers))):
-            missing = min(set(range(max(numbers))) - numbers)
-            raise _shape_error("a profile is missing", "--profile", f"{max(numbers)} was given and {missing} was not")
-        return tuple(_of_profile(args, number) for number in sorted(numbers)) or None
-
-
 class Page:
     """`COMMAND` alone lists; `COMMAND show NAME` prints a page."""
 
@@ -363,54 +424,3 @@ class Page:
         if args.name is None:
             raise UsageError(f"'{args.verb}' needs a name", where=where, do=f"{where} lists them", code="FG100")
         return str(args.name)
-
-
-class _ShapesOfProfile(argparse.Action):
-    """Collects (profile, shapes); the profile is the one that --profile has named last."""
-
-    def __call__(self, parser: Any, namespace: Any, given: Any, option_string: str | None = None) -> None:
-        number = getattr(namespace, "profile", None) or 0
-        held = getattr(namespace, self.dest, None) or []
-        setattr(namespace, self.dest, [*held, *((number, shapes) for shapes in given)])
-
-
-def _of_profile(args: argparse.Namespace, number: int) -> Mapping[str, Any]:
-    given = {}
-    for name, _, _ in Shapes.KINDS:
-        given[name] = _merged([shapes for of, shapes in getattr(args, name) or () if of == number], name)
-    inputs = dict.fromkeys(name for shapes in given.values() for name in shapes)
-    if not inputs:
-        raise _shape_error(f"profile {number} has no shapes", f"--profile {number}", "shapes stand behind it")
-    return {name: _profile(name, given) for name in inputs}
-
-
-def _merged(lists: Sequence[dict[str, values.Shape]], option: str) -> dict[str, values.Shape]:
-    merged: dict[str, values.Shape] = {}
-    for shapes in lists:
-        for name, shape in shapes.items():
-            if merged.setdefault(name, shape) != shape:
-                raise _shape_error(
-                    f"'{name}' has two shapes", f"--{option.replace('_', '-')}", f"{merged[name]}, {shape}"
-                )
-    return merged
-
-
-def _profile(name: str, given: Mapping[str, Mapping[str, values.Shape]]) -> Any:
-    from fp8graph.data.plan import Profile, ProfileError
-
-    alike, low, usual, high = (given[kind].get(name) for kind, _, _ in Shapes.KINDS)
-    if alike is not None:
-        if low is not None or usual is not None or high is not None:
-            raise _shape_error(f"'{name}' has --shapes and another one", "--shapes", "--shapes means all three alike")
-        return Profile(alike, alike, alike)
-    usual = next(shape for shape in (usual, high, low) if shape is not None)
-    try:
-        return Profile(usual if low is None else low, usual, usual if high is None else high)
-    except ProfileError as error:
-        raise _shape_error(f"the shapes of '{name}' do not fit together", "--min-shapes ...", error.what) from error
-
-
-def _shape_error(what: str, where: str, why: str) -> UsageError:
-    return UsageError(
-        what, where=where, why=why, do="type --min-shapes x:1x3 --opt-shapes x:8x3 --max-shapes x:32x3", code="FG100"
-    )

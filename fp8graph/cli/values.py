@@ -106,6 +106,29 @@ def _dims(text: str, whole_text: str) -> Shape:
     return tuple(int(piece) for piece in pieces)
 
 
+def value_range(text: str) -> tuple[str, tuple[float, float]]:
+    """Least and largest value of one input or, without a name, of all: `x:[0,1]` or `[0,1]`."""
+    name, _, inner = text.rpartition(":")
+    ends = inner[1:-1].split(",") if inner[:1] == "[" and inner[-1:] == "]" else ()
+    if len(ends) != 2:
+        raise argparse.ArgumentTypeError(f"'{text}' is no range; type 'x:[0,1]', or '[0,1]' for all inputs")
+    low, high = number(ends[0]), number(ends[1])
+    if low > high:
+        raise argparse.ArgumentTypeError(f"'{text}' begins above its end; type 'x:[{high:g},{low:g}]'")
+    return name, (low, high)
+
+
+def script(text: str) -> str:
+    """A file of Polygraphy's --data-loader-script as a URI of data."""
+    return f"script:{text}"
+
+
+def statistic(text: str) -> tuple[str, str]:
+    """An error statistic for one output or, with an empty name, for all: `mean` or `logits:mean`."""
+    name, _, stat = text.rpartition(":")
+    return name, stat
+
+
 def bound(text: str) -> tuple[str, float]:
     """A number for one output or, with an empty name, for all: `25` or `logits:25`."""
     name, _, value = text.rpartition(":")

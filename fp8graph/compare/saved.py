@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,11 @@ import ml_dtypes
 import numpy as np
 
 from fp8graph.base.errors import InputError, UsageError
-from fp8graph.calibrate.readers import npz
-from fp8graph.data.document import check_schema
+from fp8graph.data.document import check_schema, malformed
 from fp8graph.runners.base import Feeds, Outputs
 
 _KIND, _VERSION = "outputs", 1
-_ABOUT = "about"
+_ABOUT, _BF16 = "about", ":bfloat16"
 
 
 class Writer:
@@ -56,7 +55,7 @@ class Writer:
 
     def _write(self, name: str, array: np.ndarray[Any, Any]) -> None:
         if array.dtype == ml_dtypes.bfloat16:  # a type that files do not know: exact in float32, and called so
-            name, array = f"{name}:bfloat16", array.astype(np.float32)
+            name, array = name + _BF16, array.astype(np.float32)
         if array.dtype.kind == "O":
             array = array.astype(str)
         # A fixed time: the same outputs give the same bytes.
@@ -67,24 +66,24 @@ class Writer:
 class Saved:
     """A runner that gives what was saved for the same inputs."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises InputError FG108 or FG111 for a file that holds no saved outputs."""
-        self._path = path
-        if not path.is_file():
-            raise InputError("the saved outputs do not exist", where=str(path), do="check the path", code="FG108")
-        arrays = npz.load(path)
-        about = arrays.pop(_ABOUT, np.asarray("null"))
+    def __init__(self, arrays: Mapping[str, np.ndarray[Any, Any]], where: str) -> None:
+        """`arrays` are what the file holds, by name. Raises InputError FG111 where they are no saved outputs."""
+        self._where = where
         try:
-            document = json.loads(str(about))
+            document = json.loads(str(arrays.get(_ABOUT, "null")))
         except ValueError:
             document = None
-        self._outputs = [str(name) for name in check_schema(document, _KIND, _VERSION, str(path))["outputs"]]
+        said = check_schema(document, _KIND, _VERSION, where).get("outputs")
+        if not isinstance(said, list):
+            raise malformed(_KIND, where, TypeError("it names no outputs"))
+        self._outputs = [str(name) for name in said]
         self._samples: dict[str, Outputs] = {}
         for key, array in arrays.items():
-            sample, _, name = key.partition("/")
-            if name.endswith(":bfloat16"):
-                name, array = name.removesuffix(":bfloat16"), array.astype(ml_dtypes.bfloat16)
-            self._samples.setdefault(sample, {})[name] = array
+            sample, slash, name = key.partition("/")
+            if name.endswith(_BF16):
+                name, array = name.removesuffix(_BF16), array.astype(ml_dtypes.bfloat16)
+            if slash:
+                self._samples.setdefault(sample, {})[name] = array
 
     @property
     def outputs(self) -> Sequence[str]:
@@ -97,7 +96,7 @@ class Saved:
         if found is None or set(found) != set(self._outputs):
             raise InputError(
                 "the saved outputs are of other data",
-                where=str(self._path),
+                where=self._where,
                 why=f"it holds {len(self._samples)} samples, and none with these inputs",
                 do="give the --data that they were saved with, with the same --samples, --batch and --seed",
                 code="FG107",

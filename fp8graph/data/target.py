@@ -56,9 +56,9 @@ class Row:
     source: str
     text: str
     weights: Literal["any", "channel", "tensor"] = "any"
-    activations: Literal["any", "token"] = "any"
     chips: tuple[str, ...] = ()
     when: tuple[Bound, ...] = ()
+    activations: Literal["any", "token"] = "any"
 
     def applies(self, op_type: str, format: str, facts: Mapping[str, Fact], chip: str) -> bool:
         """Whether the row speaks about this op on this chip."""

@@ -268,7 +268,7 @@ class _Court:
             why = self.case.stranger.partition(":")[0]
             silent = dict.fromkeys(self.witnesses, SILENT + why)
             return OpVerdict(node.op_type, node.name or "", planned, "unknown", why, silent, code="FG509")
-        each = {name: witness.in_profiles(site.name) for name, witness in self.witnesses.items() if witness is not None}
+        each = {name: self._heard(site, planned, one) for name, one in self.witnesses.items() if one is not None}
         said = [
             self._weigh(site, planned, {name: words[profile] for name, words in each.items()})
             for profile in range(self.profiles)
@@ -287,6 +287,22 @@ class _Court:
             code=worst.code,
             profiles=tuple(one.verdict for one in said) if differ else (),
         )
+
+    def _heard(self, site: Site, planned: str, witness: Witness) -> list[Testimony]:
+        """What a witness says of a node in each profile; where a weight is to be stored small, of its dequantization,
+        too: a kernel of its own may do that before a product that then reads half precision."""
+        said = list(witness.in_profiles(site.name))
+        if planned != "storage":
+            return said
+        nodes = {id(each.dequantize) for each in operands(site, self.case.model, self.case.known) if each.constant}
+        held = [witness.in_profiles(one.name) for one in self.case.found if id(one.node) in nodes]
+        apart = "; its weight is dequantized by a kernel of its own"
+        return [
+            Testimony("storage", word.text + apart)
+            if word.word == "high" and any(each[profile].word == "storage" for each in held)
+            else word
+            for profile, word in enumerate(said)
+        ]
 
     def _forecast(self, found: Sequence[Site]) -> str:
         """What was expected of an op: where several nodes stand for it and differ, all of it."""

@@ -52,6 +52,24 @@ def whole(given: Any, name: str, least: int = 1) -> int | None:
     raise wrong(name, given, f"a whole number of at least {least}")
 
 
+def numbers(given: Any, name: str) -> dict[str, float]:
+    """A number by output; one alone is for all outputs, which is the empty name. None is no number."""
+    named = {} if given is None else given if isinstance(given, Mapping) else {"": given}
+    for key, value in named.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise wrong(f"{name}['{key}']" if key else name, value, "a finite number", "write {'logits': 0.01}")
+    return {str(key): float(value) for key, value in named.items()}
+
+
+def words(given: Any, name: str) -> dict[str, str]:
+    """The same of texts."""
+    named = {} if given is None else given if isinstance(given, Mapping) else {"": given}
+    for value in named.values():
+        if not isinstance(value, str):
+            raise wrong(name, value, "a text, or one by output")
+    return {str(key): value for key, value in named.items()}
+
+
 def value_ranges(given: Any) -> dict[str, tuple[float, float]]:
     """Least and largest value by input; a pair alone is for all inputs, which is the empty name. None is no range."""
     if given is None:

@@ -96,9 +96,7 @@ class Gathering:
             raise InputError(
                 "the run that was interrupted is not this one",
                 where=str(path),
-                why=f"another set of tensors: {len(had)} and {len(has)}"
-                if name == "wanted"
-                else f"{name}: {had}, {has}",
+                why="other tensors were observed" if name == "wanted" else f"{name}: {had} then, {has} now",
                 do="give the same options as then, or leave --resume out",
                 code="FG110",
             )

@@ -9,13 +9,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fp8graph.base.errors import UsageError
-from fp8graph.base.files import sha256_of
+from fp8graph.base.errors import InputError, UsageError
+from fp8graph.base.files import check_writable, sha256_of, staged
 from fp8graph.base.findings import Notes
-from fp8graph.base.progress import SILENT, Progress
+from fp8graph.base.progress import SILENT, Progress, stage
 from fp8graph.data import target as targets
 
 if TYPE_CHECKING:
+    from fp8graph.calibrate.samples import Samples
+    from fp8graph.compare.tolerance import Tolerance
     from fp8graph.data.comparison import Comparison
     from fp8graph.runners.base import Runner
 
@@ -35,13 +37,24 @@ PACKAGES = (
 
 def compare(
     a: Any,
-    b: Any,
+    b: Any = None,
     *,
     data: Any,
     samples: int | None = None,
     batch: int | None = None,
     seed: int = 0,
+    val_range: Any = None,
+    input_shapes: Any = None,
+    providers: Sequence[str] | None = None,
     custom_ops: Sequence[str | Path] | None = None,
+    min_sqnr: Any = None,
+    rtol: Any = None,
+    atol: Any = None,
+    check_error_stat: Any = None,
+    error_quantile: Any = None,
+    save_outputs: str | Path | None = None,
+    load_outputs: str | Path | None = None,
+    force: bool = False,
     progress: Progress = SILENT,
 ) -> Comparison:
     """How far B's outputs lie from A's on the same samples, in the exact reference.
@@ -49,27 +62,116 @@ def compare(
     A side may name a runner: `m.onnx@onnxruntime` is ONNX Runtime as users run it, `m.onnx@reference` the default.
     An engine of OpenVINO runs in OpenVINO, with the settings that it was built with; one of TensorRT or TensorRT-RTX on
     the GPU. The data is for the first side that is a model.
+
+    min_sqnr, rtol, atol   bounds, one for all outputs or a mapping by output, as `compare.tolerance` reads them: what
+                           does not hold is in `missed` of the result
+    check_error_stat       what rtol and atol bound: elemwise (the default), max, mean, median or quantile
+    error_quantile         the share of elements for `quantile` (0.99)
+    save_outputs           an .npz file for what A gives; without B nothing is compared
+    load_outputs           such a file in place of A, which is not run; without B, A is compared with it
     """
-    from fp8graph.calibrate.samples import check_alike, open_samples
+    from fp8graph.calibrate.samples import check_alike
     from fp8graph.compare.outputs import compare_outputs
+    from fp8graph.compare.tolerance import Tolerance
+    from fp8graph.flow import asked
+    from fp8graph.flow.feeding import Reading
     from fp8graph.graph.load import load
 
-    (left, left_runner), (right, right_runner) = _side(a), _side(b)
-    fed = right if _is_engine(left) else left
-    if _is_engine(fed):
+    how = Reading.of(samples, batch, seed, custom_ops, val_range, input_shapes, providers)
+    tolerance = Tolerance(
+        asked.numbers(rtol, "rtol"),
+        asked.numbers(atol, "atol"),
+        asked.words(check_error_stat, "check_error_stat"),
+        asked.numbers(error_quantile, "error_quantile"),
+        asked.numbers(min_sqnr, "min_sqnr"),
+    )
+    saved, stored = asked.path(save_outputs, "save_outputs"), asked.path(load_outputs, "load_outputs")
+    sides = [_side(side) for side in (a, b) if side is not None]
+    _check_sides(sides, saved, stored, bounded=tolerance != Tolerance())
+    models = [model for model, _ in sides if not _is_engine(model)]
+    if not models:
         raise UsageError(
-            "both sides are engines, and data is read for a model",
-            where=f"{left} and {right}",
+            "both sides are engines, and data is read for a model" if len(sides) > 1 else "data is read for a model",
+            where=" and ".join(str(model) for model, _ in sides),
+            why="an engine does not say what its inputs are",
             do="compare each of them with the model that it was built from",
             code="FG100",
         )
-    if not _is_engine(left) and not _is_engine(right):
-        names = " and ".join(str(side) if isinstance(side, (str, Path)) else "a model" for side in (left, right))
-        check_alike(load(left).model, load(right).model, names)
-    feeds = open_samples(data, load(fed).model, Notes(), samples=samples, batch=batch, seed=seed)
-    libraries = [str(Path(item).absolute()) for item in custom_ops or ()]
-    runners = [_runner(left, left_runner, libraries), _runner(right, right_runner, libraries)]
-    return compare_outputs(runners[0], runners[1], feeds, count=feeds.count, progress=progress)
+    _check_saved(saved, sides, how.libraries, data, force=force)
+    if len(models) > 1:
+        names = " and ".join(str(side) if isinstance(side, (str, Path)) else "a model" for side in models)
+        check_alike(load(models[0]).model, load(models[1]).model, names)
+    feeds = how.open(data, load(models[0]).model, Notes())
+    runners = [] if stored is None else [_stored(stored)]
+    run = sides if stored is None else sides[-1:]
+    runners += [_runner(model, name, how.libraries, how.providers) for model, name in run]
+    if saved is not None:
+        return _saving(saved, runners, feeds, tolerance, progress)
+    return compare_outputs(runners[0], runners[1], feeds, count=feeds.count, progress=progress, tolerance=tolerance)
+
+
+def _check_sides(sides: Sequence[Any], saved: Path | None, stored: Path | None, *, bounded: bool) -> None:
+    """Raises UsageError FG100 where there are too few sides for what is to be done, or bounds and nothing to bound."""
+    why = ""
+    if saved is not None and stored is not None:
+        why = "--save-outputs saves what A gives, and --load-outputs takes A's place"
+    elif len(sides) < 2 and saved is None and stored is None:
+        why = "there is nothing to compare it with"
+    elif len(sides) < 2 and saved is not None and bounded:
+        why = "with --save-outputs and one model nothing is compared, and bounds were given"
+    if why:
+        raise UsageError(
+            "'compare' needs two sides: models, engines, or saved outputs",
+            where="python -m fp8graph compare",
+            why=why,
+            do="python -m fp8graph compare A B --data FILE",
+            code="FG100",
+        )
+
+
+def _check_saved(saved: Path | None, sides: Sequence[Any], libraries: Sequence[str], data: Any, *, force: bool) -> None:
+    """Refuses a file for outputs that exists, or that is one of the inputs."""
+    from fp8graph.calibrate.samples import files_of
+
+    if saved is None:
+        return
+    inputs = [Path(item) for item in (*(side for side, _ in sides), *libraries) if isinstance(item, (str, Path))]
+    check_writable(saved, force=force, inputs=[*inputs, *files_of(data)])
+
+
+def _stored(path: Path) -> Runner:
+    """A runner that gives the outputs of a file. Raises InputError FG108 or FG111."""
+    from fp8graph.calibrate.readers import npz
+    from fp8graph.compare.saved import Saved
+
+    if not path.is_file():
+        raise InputError("the saved outputs do not exist", where=str(path), do="check the path", code="FG108")
+    return Saved(npz.load(path), str(path))
+
+
+def _saving(
+    saved: Path, runners: Sequence[Runner], feeds: Samples, tolerance: Tolerance, progress: Progress
+) -> Comparison:
+    """Runs A, and B where there is one, and writes what A gives."""
+    from fp8graph.compare.outputs import compare_outputs
+    from fp8graph.compare.saved import Writer
+    from fp8graph.data.comparison import Comparison
+
+    with staged(saved) as folder:
+        writer = Writer(folder / saved.name, runners[0].outputs)
+        if len(runners) > 1:
+            a, b, keep = runners[0], runners[1], writer.add
+            done = compare_outputs(a, b, feeds, count=feeds.count, progress=progress, tolerance=tolerance, keep=keep)
+        else:
+            count = 0
+            with stage(progress, "running", feeds.count, "samples"):
+                for feed in feeds:
+                    writer.add(feed, runners[0].run(feed))
+                    count += 1
+                    progress.step()
+            done = Comparison({}, count)
+        writer.close()
+    return done
 
 
 def _side(given: Any) -> tuple[Any, str]:
@@ -87,7 +189,7 @@ def _is_engine(model: Any) -> bool:
     return path is not None and path.is_file() and bool(reading.owner(path) or runtime_of(path))
 
 
-def _runner(model: Any, name: str, libraries: Sequence[str]) -> Runner:
+def _runner(model: Any, name: str, libraries: Sequence[str], providers: Sequence[str]) -> Runner:
     """The runner that a side names; else that of the builder whose engine it is, else the reference."""
     from fp8graph.engines import manifest, reading
     from fp8graph.graph.load import load
@@ -101,7 +203,7 @@ def _runner(model: Any, name: str, libraries: Sequence[str]) -> Runner:
         if name not in RUNNERS:
             return open_runner(name, Path())  # which says what there is
         source = load(model)
-        return open_runner(name, source.path or source.model, libraries)
+        return open_runner(name, source.path or source.model, libraries, providers=providers)
     if name not in ("", owner):
         raise UsageError(
             f"the runner '{name}' takes no engine of {owner}",

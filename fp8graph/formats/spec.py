@@ -293,11 +293,13 @@ class ScaleFormat:
     outer: bool = False
 
     def __post_init__(self) -> None:
-        from fp8graph import formats  # the package that imports this file
+        powers = False
+        if self.format is not None:
+            from fp8graph import formats  # the package that imports this file
 
-        if self.format is not None and self.format not in formats.names():
-            raise ValueError(f"scale: unknown format {self.format!r}")
-        powers = self.format is not None and formats.get(self.format).kind == "exponent"
+            if self.format not in formats.names():
+                raise ValueError(f"scale: unknown format {self.format!r}")
+            powers = formats.get(self.format).kind == "exponent"
         if self.rule not in get_args(ScaleRule) or (self.rule == "ocp" and not powers):
             raise ValueError(f"scale: rule {self.rule!r} with format {self.format}: ocp makes powers of two, else max")
         if self.outer and (self.format is None or powers):

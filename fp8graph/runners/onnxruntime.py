@@ -19,7 +19,7 @@ from fp8graph.base.errors import BackendError, InputError
 from fp8graph.graph import tensors
 from fp8graph.graph.save import to_proto, weight_bytes
 from fp8graph.runners.base import Feeds, Outputs
-from fp8graph.runners.expand import bfloat16, float16
+from fp8graph.runners.expand import bfloat16, everything, small_floats
 from fp8graph.runners.providers import check_used, resolved
 
 _DISABLED = ["ReluQuantRewrite"]
@@ -42,8 +42,8 @@ _CODES = {"float8_e4m3fn": ir.DataType.FLOAT8E4M3FN, "float8_e5m2": ir.DataType.
 class OnnxRuntime:
     """One session. `model` is a path or a model of ours.
 
-    Of a model of ours, bf16, which has no kernels here, is run as rounded fp32, and so is fp16 where `exact`. A path is
-    run as it is.
+    Of a model of ours, bf16, which has no kernels here, is run as rounded fp32. Where `exact`, so is fp16, and numbers,
+    Q/DQ and versions that the runtime does not have are expanded (`expand.everything`). A path is run as it is.
 
     threads   intra-op threads; 1 makes results independent of the machine's load
     exact     False leaves ONNX Runtime's default settings: what a user gets who loads the file plainly
@@ -82,11 +82,13 @@ class OnnxRuntime:
 
         _register(options, libraries)
 
+        expanded = model if isinstance(model, Path) else (everything.numbers if exact else bfloat16.expand)(model)
+
         def session(given: str | bytes) -> Any:
             return onnxruntime.InferenceSession(given, options, providers=wanted, disabled_optimizers=disabled)
 
         try:
-            self._session = session(str(model)) if isinstance(model, Path) else _from_memory(model, session, exact)
+            self._session = session(str(expanded)) if isinstance(expanded, Path) else _from_memory(expanded, session)
         except Exception as error:  # onnxruntime raises its own types, all of them from Exception
             raise _failed("ONNX Runtime cannot load the model", error) from error
         check_used(wanted, self._session.get_providers())
@@ -154,8 +156,10 @@ def fill_types(model: ir.Model, libraries: Sequence[str] = ()) -> int:
 
 
 def _plain(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """bf16 as the float32 that an expanded model reads; ONNX Runtime's Python side has no bf16."""
-    return array.astype(np.float32) if array.dtype == tensors.NUMPY["bf16"] else array
+    """bf16 as the float32 that an expanded model reads, and FP4, FP6 and E8M0 as what holds them there."""
+    if array.dtype == tensors.NUMPY["bf16"]:
+        return array.astype(np.float32)
+    return small_floats.carried(array) if array.dtype.isbuiltin == 2 else array  # a type of ml_dtypes
 
 
 def _held(array: np.ndarray[Any, Any]) -> Any:
@@ -168,13 +172,12 @@ def _held(array: np.ndarray[Any, Any]) -> Any:
     return OrtValue.ortvalue_from_numpy_with_onnx_type(np.ascontiguousarray(array).view(np.uint8), int(kind))
 
 
-def _from_memory(model: ir.Model, session: Any, exact: bool) -> Any:
-    expanded = bfloat16.expand(float16.expand(model) if exact else model)
-    if weight_bytes(expanded) < _IN_MEMORY:
-        return session(to_proto(expanded).SerializeToString())
+def _from_memory(model: ir.Model, session: Any) -> Any:
+    if weight_bytes(model) < _IN_MEMORY:
+        return session(to_proto(model).SerializeToString())
     with tempfile.TemporaryDirectory(prefix="fp8graph-") as folder:
         path = Path(folder) / "model.onnx"
-        ir.save(expanded, path, external_data="model.data")
+        ir.save(model, path, external_data="model.data")
         return session(str(path))
 
 

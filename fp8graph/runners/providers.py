@@ -52,7 +52,7 @@ def _one(text: str, here: Sequence[str]) -> Any:
 
 
 def check_used(asked: Sequence[Any], used: Sequence[str]) -> None:
-    """Raises BackendError FG505 where a session has silently left out a provider, whose libraries or device it lacks."""
+    """Raises BackendError FG505 where a session has silently left out a provider, lacking its libraries or device."""
     for item in asked:
         name = item if isinstance(item, str) else item[0]
         if name not in used:

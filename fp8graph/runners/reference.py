@@ -14,7 +14,7 @@ from fp8graph.graph.inlining import inline
 from fp8graph.graph.load import load
 from fp8graph.runners.base import Runner
 from fp8graph.runners.coded import around
-from fp8graph.runners.expand import attention, bfloat16, float16, quantized_attention
+from fp8graph.runners.expand import everything
 from fp8graph.runners.onnxruntime import OnnxRuntime
 
 # ONNX Runtime 1.31 loads IR versions up to 13 and promises opset 7 and above.
@@ -29,10 +29,10 @@ def reference(model: Path | str | ir.Model, libraries: Sequence[str] = (), provi
     A file that needs no expanding is loaded by the runtime itself.
     """
     held = model if isinstance(model, ir.Model) else load(model).model
-    expanded = quantized_attention.expand(attention.expand(held))
+    expanded = everything.operators_of(held)
     file = None if isinstance(model, ir.Model) else Path(model)
     if file is not None:
-        expanded = bfloat16.expand(float16.expand(expanded))  # a model of ours is expanded by the runner itself
+        expanded = everything.numbers(expanded)  # a model of ours is expanded by the runner itself
     given = file if file is not None and expanded is held else expanded
     try:
         return around(OnnxRuntime(given, libraries=libraries, providers=providers), held)

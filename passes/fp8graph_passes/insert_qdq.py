@@ -282,7 +282,7 @@ def _one_axis(scale: tensors.Array, quant: Quant, shape: tuple[int, ...], along:
     for axis, size in quant.granularity.blocks:
         if size > 1 and axis != along:
             scale = np.repeat(scale, size, axis)[(slice(None),) * axis + (slice(0, shape[axis]),)]
-    return np.ascontiguousarray(scale)
+    return scale
 
 
 def _suffix(form: Format) -> str:

@@ -124,19 +124,22 @@ def flow(monkeypatch: pytest.MonkeyPatch, plan: Plan, comparison: Comparison) ->
 
     def optimize(
         model, *, output=None, recipe=None, target=None, data=None, ranges=None, plan=None, shapes=None, samples=None,
-        batch=None, seed=0, op_types_to_quantize=None, op_types_to_exclude=None, nodes_to_quantize=None,
+        batch=None, seed=0, val_range=None, input_shapes=None, providers=None, calibration_method=None,
+        op_types_to_quantize=None, op_types_to_exclude=None, nodes_to_quantize=None,
         nodes_to_exclude=None, fp8_everywhere=False, attention="auto", kv_cache="keep", high_precision_dtype=None,
-        passes=None,
+        direct_io_types=False, passes=None,
         pass_file=None, compare=True, plan_only=False, allow_unquantized=False, verify=False, force=False,
         external_data_size_threshold=None, custom_ops=None, progress=SILENT,
     ):  # fmt: skip
         return recorder.answer("optimize", dict(locals()))
 
     def calibrate(
-        model, *, output=None, data, plan=None, target=None, recipe=None, samples=None, batch=None, seed=0,
+        model=None, *, output=None, data=None, plan=None, target=None, recipe=None, samples=None, batch=None, seed=0,
+        val_range=None, input_shapes=None, providers=None, calibration_method=None,
         op_types_to_quantize=None, op_types_to_exclude=None, nodes_to_quantize=None, nodes_to_exclude=None,
-        fp8_everywhere=False, attention="auto", kv_cache="keep", high_precision_dtype=None, passes=None,
-        pass_file=None, custom_ops=None, force=False, progress=SILENT,
+        fp8_everywhere=False, attention="auto", kv_cache="keep", high_precision_dtype=None, direct_io_types=False,
+        passes=None, pass_file=None, custom_ops=None, shard=None, merge=None, resume=False, force=False,
+        progress=SILENT,
     ):  # fmt: skip
         return recorder.answer("calibrate", dict(locals()))
 
@@ -151,7 +154,11 @@ def flow(monkeypatch: pytest.MonkeyPatch, plan: Plan, comparison: Comparison) ->
     def attest(engine, *, model, plan=None):
         return recorder.answer("attest", dict(locals()))
 
-    def compare(a, b, *, data, samples=None, batch=None, seed=0, custom_ops=None, progress=SILENT):
+    def compare(
+        a, b=None, *, data, samples=None, batch=None, seed=0, val_range=None, input_shapes=None, providers=None,
+        custom_ops=None, min_sqnr=None, rtol=None, atol=None, check_error_stat=None, error_quantile=None,
+        save_outputs=None, load_outputs=None, force=False, progress=SILENT,
+    ):  # fmt: skip
         return recorder.answer("compare", dict(locals()))
 
     def check(model, *, plan=None, target=None, fix=False, output=None, force=False):

@@ -25,7 +25,7 @@ OPTIONS = {option for parser in PARSERS.values() for option in parser._option_st
 # Options of other programs that our words name, with the program.
 FOREIGN = {
     "--no-deps": "pip", "--upgrade": "pip", "--stronglyTyped": "trtexec", "--fp8": "trtexec", "--loadEngine": "trtexec",
-    "--user": "pip",
+    "--user": "pip", "--save-inputs": "polygraphy",
 }  # fmt: skip
 SPOKEN = {"what", "where", "why", "do", "help", "text", "description"}
 OPTION = re.compile(r"(?<![\w-])--[a-zA-Z][\w-]*\w(?![\w-])")

@@ -8,7 +8,7 @@ import pytest
 
 from fp8graph.base.errors import UsageError
 from fp8graph.cli import values
-from fp8graph.cli.groups import Shapes
+from fp8graph.cli.shaping import Shapes
 from fp8graph.data.plan import Profile
 
 

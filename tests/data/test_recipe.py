@@ -36,7 +36,7 @@ def with_change(path: str, value: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("name", recipe.names())
 def test_every_packaged_recipe_loads(name):
     found = recipe.load(name)
-    assert found.name == name and found.summary and found.ops
+    assert found.name == name and found.summary and (found.ops or name in ("fp16", "bf16"))
     assert Recipe.from_mapping(found.to_json(), "plan") == found
     for rule in found.rules:
         assert isinstance(registry.create(rule), PlanRule)

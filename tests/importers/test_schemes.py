@@ -230,3 +230,27 @@ def test_zero_points_of_zero_are_passed_over(tmp_path: Path):
     tensors = {"l.weight": W, "l.weight_scale": ONE, "l.weight_zero_point": zero, "l.input_zero_point": zero}
     done = fp8graph.import_plan(write(tmp_path / "m", tensors), model=linear((8, 16)))
     assert done.unmatched == {"checkpoint": [], "model": []}
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_stacked_experts_keep_their_blocks(transposed: bool, tmp_path: Path):
+    """[experts, out, in] with a scale for each block of 16x16 of each expert, as transformers stacks them."""
+    config(tmp_path, weight_block_size=[16, 16])
+    numbers, scale = codes((2, 40, 24)), scales((2, 3, 2), "F32")
+    tensors = {"m.experts.down_proj": ("F8_E4M3", numbers), "m.experts.down_proj_scale_inv": ("F32", scale)}
+    write(tmp_path / "a.safetensors", tensors)
+    shape, body = ("2,40,24", "t = Transpose<perm=[0,2,1]>(w) y = MatMul(x, t)")
+    if transposed:
+        shape, body = ("2,24,40", "y = MatMul(x, w)")
+    text = f"(float[2,n,24] x, float[{shape}] w) => (float[2,n,40] y) {{ {body} }}"
+    done = fp8graph.import_plan(tmp_path, model=renamed(model(text), w="experts.down_proj"))
+    found = run(done.model, x=np.stack([np.eye(24, dtype=np.float32)] * 2)).swapaxes(1, 2)
+    expected = numbers * np.repeat(np.repeat(scale, 16, 1)[:, :40], 16, 2)[:, :, :24]
+    assert np.array_equal(found, expected)
+
+
+def test_a_table_of_embeddings_in_fp8_is_read_through_gather(tmp_path: Path):
+    text = "(int64[n] i, float[32,16] w) => (float[n,16] y) { y = Gather(w, i) }"
+    tensors = {"e.weight": ("F8_E4M3", codes((32, 16))), "e.weight_scale": ("F32", np.float32([0.5]))}
+    done = fp8graph.import_plan(write(tmp_path / "m", tensors), model=renamed(model(text), w="e.weight"))
+    assert np.array_equal(run(done.model, i=np.arange(32)), codes((32, 16)) / 2)

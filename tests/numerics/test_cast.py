@@ -71,8 +71,11 @@ def same_bits(left: np.ndarray, right: np.ndarray) -> bool:
 # --- values -----------------------------------------------------------------------------------------------------------
 
 
-@every_format
-@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=["float16", "bfloat16"])
+@pytest.mark.parametrize(
+    ("format", "dtype"),
+    [*((f, ml_dtypes.bfloat16) for f in FORMATS), *((f, np.float16) for f in (E4M3FN, INT8, E2M1))],
+    ids=str,
+)
 def test_every_16_bit_float_rounds_as_the_oracle(format, dtype):
     values = without_nan(np.arange(1 << 16, dtype=np.uint16).view(dtype), format)
     wanted = [oracle.code(bits, oracle.BY_NAME[format.name]) for bits in patterns(values.astype(np.float32))]
@@ -164,7 +167,7 @@ def test_what_has_no_nearest_value_is_saturated_and_nan_and_minus_zero_stay(form
 
 
 @every_element
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_any_value_under_any_scale_is_one_fp32_division_and_one_rounding(format, data):
     value = data.draw(st.floats(width=32, allow_nan=False, allow_infinity=False))
@@ -297,7 +300,7 @@ def test_any_number_of_threads_gives_the_same_bytes(format, axis):
     shape = () if axis is None else PerAxis(axis).broadcast_shape(values.shape)
     scale = np.asarray(RNG(7).uniform(0.001, 0.1, shape), np.float32)
     codes, pair = encode(values, format, scale), fake_quantize(values, format, scale)
-    for threads in (2, 4, 99):
+    for threads in (2, 99):
         out = np.full_like(codes, 0xAA)
         assert np.array_equal(encode(values, format, scale, threads=threads, out=out), codes)
         assert same_bits(decode(codes, format, scale, threads=threads), pair)

@@ -67,7 +67,7 @@ def test_onnx_ir_holds_the_same_tensor_packed_unpacked_and_lazy(format, shape):
 
 
 @every_format
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_any_codes_come_back(format, data):
     shape = tuple(data.draw(st.lists(st.integers(0, 7), max_size=3)))

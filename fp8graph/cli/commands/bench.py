@@ -11,8 +11,8 @@ import argparse
 from fp8graph.base.errors import UsageError
 from fp8graph.cli import values
 from fp8graph.cli.console import Console, Outcome
-from fp8graph.cli.groups import Shapes
 from fp8graph.cli.parser import Parser
+from fp8graph.cli.shaping import Shapes
 
 USAGE = "bench A [B] [--shapes X:SHAPE] [--min-speedup X]"
 EXAMPLES = (

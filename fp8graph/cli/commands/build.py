@@ -15,8 +15,9 @@ from typing import Any
 from fp8graph.base.errors import UsageError
 from fp8graph.cli import values
 from fp8graph.cli.console import Console, Outcome
-from fp8graph.cli.groups import CustomOps, Model, Output, Policy, Shapes
+from fp8graph.cli.groups import CustomOps, Model, Output, Policy
 from fp8graph.cli.parser import Parser
+from fp8graph.cli.shaping import Shapes
 
 USAGE = "build MODEL -o ENGINE [--emit-script F] [--target T] [--plan P] [shapes] [options]"
 EXAMPLES = (

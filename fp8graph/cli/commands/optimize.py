@@ -10,8 +10,9 @@ import argparse
 from typing import Any
 
 from fp8graph.cli.console import Console, Outcome
-from fp8graph.cli.groups import Data, Model, Output, Policy, Select, Shapes
+from fp8graph.cli.groups import Data, Model, Output, Policy, Scales, Select
 from fp8graph.cli.parser import Parser
+from fp8graph.cli.shaping import Shapes
 
 USAGE = "optimize MODEL -o OUT [--target T] [--recipe R] [--data URI ...] [options]"
 EXAMPLES = (
@@ -38,6 +39,7 @@ def configure(parser: Parser) -> None:
     group.add_argument("--no-compare", action="store_true", help="do not compare OUT with MODEL at the end")
     parser.add_argument("--dq-only", action="store_true", help=argparse.SUPPRESS)  # ModelOpt's; always done
     Data.add(parser)
+    Scales.add(parser)
     Select.add(parser)
     Shapes.add(parser)
 
@@ -46,7 +48,8 @@ def run(args: argparse.Namespace, console: Console) -> Outcome:
     """Calls `fp8graph.flow.optimize`."""
     model = Model.read(args, "optimize")
     output = Output.read(args, "optimize")
-    asked = {**Data.read(args, "optimize"), **Select.read(args), "shapes": Shapes.read(args)}
+    asked = {**Data.read(args, "optimize"), **Scales.read(args), **Select.read(args)}
+    asked["shapes"] = Shapes.read(args)
     from fp8graph import flow
 
     done = flow.optimize(

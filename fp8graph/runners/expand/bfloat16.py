@@ -48,6 +48,10 @@ def _expand_graph(graph: ir.Graph, names: edit.Names) -> None:
                 _rounded(output, graph, names)
         if node.op_type == "Cast" and _makes_bf16(node):
             node.attributes["to"] = ir.AttrInt64("to", int(_FP32))
+        for name in ("output_dtype", "precision"):  # of Q and DQ: they read and make fp32
+            said = node.attributes.get(name)
+            if said is not None and said.type == ir.AttributeType.INT and not said.is_ref() and said.as_int() == _BF16:
+                del node.attributes[name]
 
 
 def _makes_bf16(node: ir.Node) -> bool:

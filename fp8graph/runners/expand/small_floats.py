@@ -68,7 +68,7 @@ def _rewrite(place: walk.Place, graph: ir.Graph, names: edit.Names) -> None:
         _dequantize(node, writer)
     elif is_standard(node, "Constant", "ConstantOfShape") and "value" in node.attributes:
         tensor = node.attributes["value"].as_tensor()
-        node.attributes["value"] = ir.AttrTensor("value", ir.tensor(_written_anew(tensor.numpy())))
+        node.attributes["value"] = ir.AttrTensor("value", ir.tensor(carried(tensor.numpy())))
     elif is_standard(node, "BitCast"):
         raise refused(place, "it reads or writes the bits of FP4, FP6 or E8M0, which are computed in other types")
 
@@ -155,17 +155,21 @@ def _carry(graph: ir.Graph) -> None:
     for value in graph.initializers.values():
         if value.dtype in CARRIERS and value.const_value is not None:
             value.const_value = tensors.lazy_from(
-                value, value.name or "", _written_anew, dtype=CARRIERS[value.dtype]
+                value, value.name or "", carried, dtype=CARRIERS[value.dtype]
             ).const_value
     for value in walk.values(graph):
-        if value.dtype in CARRIERS:
+        producer = value.producer()
+        rounded = producer is not None and producer.op_type == "Cast" and made_type(producer) == _E8M0
+        if value.dtype in CARRIERS and not rounded:
             value.type = ir.TensorType(CARRIERS[value.dtype])
 
 
-def _written_anew(array: tensors.Array) -> tensors.Array:
-    """Codes of one of these types as E4M3FN, or as the powers of two that they are. Exact."""
+def carried(array: tensors.Array) -> tensors.Array:
+    """An array of one of these types as E4M3FN, or as the powers of two that it holds, exactly; others as they are."""
     dtype = ir.DataType.from_numpy(array.dtype)
     if dtype == _E8M0:
         return cast.decode(array, formats.get("e8m0"))
+    if dtype not in _SMALL:
+        return array
     wide = formats.get("e4m3fn")
     return cast.encode(cast.decode(array, _SMALL[dtype]), wide).view(cast.ml_dtype(wide))

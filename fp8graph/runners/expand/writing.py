@@ -86,7 +86,9 @@ class Writer:
         if tensors.dims(scale) == ():
             return scale
         one = ir.AttrTensor("value", ir.tensor(np.ones(1, np.int8)))
-        ones = self.add("ConstantOfShape", self.add("Shape", over, of=ir.DataType.INT64), of=ir.DataType.INT8, value=one)
+        ones = self.add(
+            "ConstantOfShape", self.add("Shape", over, of=ir.DataType.INT64), of=ir.DataType.INT8, value=one
+        )
         blocked = {"block_size": block_size} if block_size else {}
         return self.add("DequantizeLinear", ones, scale, axis=axis, **blocked)
 
