@@ -16,7 +16,7 @@ from fp8graph.base.errors import InputError, UsageError
 from fp8graph.base.findings import Notes
 from fp8graph.calibrate.readers import feeds_json, npz, random, script
 from fp8graph.calibrate.readers.arrays import Array, InputSpec, count_of, cut, feeds
-from fp8graph.graph import tensors, walk
+from fp8graph.graph import coded, tensors, walk
 
 DEFAULT_RANDOM = 8
 
@@ -62,7 +62,10 @@ def input_specs(model: ir.Model) -> list[InputSpec]:
     specs = []
     for value in model.graph.inputs:
         dims = tensors.dims(value) if isinstance(value.type, ir.TensorType) else None
-        specs.append(InputSpec(value.name or "", _numpy(value), dims, value.name not in model.graph.initializers))
+        needed = value.name not in model.graph.initializers
+        before = coded.retyped([value]).get(value.name or "")
+        stands_for = None if before is None else tensors.NUMPY[tensors.FLOATS[before]]
+        specs.append(InputSpec(value.name or "", _numpy(value), dims, needed, stands_for))
     return specs
 
 
@@ -75,7 +78,7 @@ def check_alike(a: ir.Model, b: ir.Model, where: str) -> None:
             has, lacks = ("the first", "the second") if other is None else ("the second", "the first")
             needed = (one or other or InputSpec("", None, None)).required
             what = f"{has} model has an input '{name}', {lacks} has none" if needed or other is None else ""
-        elif one.dtype != other.dtype and not (_is_coded(one) or _is_coded(other)):
+        elif not (_is_coded(one) or _is_coded(other) or _meant(one) & _meant(other)):
             what = f"the input '{name}' is {one.dtype} in the first model, {other.dtype} in the second"
         else:
             clash = one.dims is not None and other.dims is not None and not _fit(one.dims, other.dims)
@@ -88,6 +91,11 @@ def check_alike(a: ir.Model, b: ir.Model, where: str) -> None:
                 do="compare models with the same inputs: python -m fp8graph inspect MODEL lists them",
                 code="FG107",
             )
+
+
+def _meant(spec: InputSpec) -> set[Any]:
+    """The types that can be fed: runners turn that which an input had before into that which it has."""
+    return {spec.dtype, *([spec.stands_for] if spec.stands_for is not None else [])}
 
 
 def _is_coded(spec: InputSpec) -> bool:

@@ -154,7 +154,7 @@ class Judge:
 
 def _differences(left: Array, right: Array) -> tuple[Array, Array]:
     """Absolute and relative differences, float64; infinite where just one side is finite."""
-    a, b = left.astype(np.float64), right.astype(np.float64)
+    a, b = (np.atleast_1d(side.astype(np.float64)) for side in (left, right))
     with np.errstate(all="ignore"):
         absolute = np.abs(a - b)
         same = (a == b) | (np.isnan(a) & np.isnan(b))

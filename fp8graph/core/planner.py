@@ -226,7 +226,7 @@ class _Planner:
         policy = quants.taken(self.recipe.activations, row.activations)
         item = self.facts.attentions.get(op.node)
         if item is not None and op.node is item.context and slot == item.probability_slot and policy.per != "block":
-            scale = Scale("given", "softmax", quants.softmax_scale(policy.format))
+            scale = Scale("given", "softmax", quants.unit_scale(policy.format))
             return Quant(name, policy.format, PerTensor(), scale)
         blocks = quants.activation_granularity(policy, op.node, slot, rank)
         return Quant(name, policy.format, blocks, quants.activation_scale(policy, blocks, self._rule(op, value)))
@@ -256,8 +256,9 @@ class _Planner:
         return "fp32"
 
     def hold_recipe(self, ops: dict[str, Decision]) -> None:
-        """Raises UsageError FG341 where the target runs nothing of what the recipe asks for."""
-        if any(op.do == "quantize" for op in ops.values()):
+        """Raises UsageError FG341 where the target refuses what the recipe asks for of every op with a weight."""
+        weighty = any(quant.scale.origin == "computed" for op in ops.values() for quant in op.inputs.values())
+        if weighty or not any(op.why.code == "FG301" for op in ops.values()):
             return
         asked = quants.policy_facts(self.recipe)
         rows = {op: self.target.worst(op, self._asked_formats(self.recipe), asked)[1] for op in self.recipe.ops}

@@ -103,6 +103,6 @@ def taken(policy: TensorPolicy, wanted: str) -> TensorPolicy:
     return replace(policy, per="token", block=(), stored=FP32_SCALES)
 
 
-def softmax_scale(format: str) -> float:
-    """The scale of probabilities: the largest is 1, which becomes the format's largest value, whatever the data."""
+def unit_scale(format: str) -> float:
+    """The scale of what is 1 at most, such as probabilities: 1 becomes the format's largest value."""
     return float(np.float32(1) / np.float32(float(formats.get(format).max)))

@@ -105,11 +105,15 @@ def _check_operand(key: OpKey, node: ir.Node, slot: int, quant: Quant) -> None:
     value = node.inputs[slot] if 0 <= slot < len(node.inputs) else None
     why = "the op has no such input" if value is None else ""
     if value is not None and quant.granularity.blocks:
-        if not tensors.is_constant(value):
-            why = "an activation has one scale"
-        else:
+        if (
+            not tensors.is_constant(value)
+            and quant.scale.origin in ("observed", "given")
+            and not quant.scale.stored.outer
+        ):
+            why = "an activation has one scale, or scales that are found in the graph"
+        elif value.shape is not None:
             try:
-                quant.granularity.broadcast_shape((1,) * len(value.shape or ()))
+                quant.granularity.sizes((1,) * len(value.shape))
             except ValueError as error:
                 why = str(error)
     if why:

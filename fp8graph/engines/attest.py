@@ -299,7 +299,7 @@ class _Court:
         apart = "; its weight is dequantized by a kernel of its own"
         return [
             Testimony("storage", word.text + apart)
-            if word.word == "high" and any(each[profile].word == "storage" for each in held)
+            if word.word in ("high", "generated") and any(each[profile].word == "storage" for each in held)
             else word
             for profile, word in enumerate(said)
         ]

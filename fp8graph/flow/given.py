@@ -190,11 +190,27 @@ def check_alone(reading: Mapping[str, Any], given: Plan | None) -> None:
             )
 
 
+def check_direct(high: str, *, direct: bool) -> None:
+    """Raises UsageError FG100 where inputs and outputs are to take a high-precision type that was not asked for."""
+    if direct and high not in ("fp16", "bf16"):
+        raise UsageError(
+            "--direct-io-types gives inputs and outputs the high-precision type, and none was asked for",
+            where="--direct-io-types",
+            why=f"the high-precision type is '{high}': what is not quantized stays as it is",
+            do="add --high-precision-dtype fp16, or leave --direct-io-types out",
+            code="FG100",
+        )
+
+
 def by_kind(
-    recipe: recipes.Recipe, target: targets.Target, own: Sequence[Any]
+    recipe: recipes.Recipe, target: targets.Target, own: Sequence[Any], *, direct: bool = False
 ) -> tuple[Pipeline, list[PlanRule], list[Repair]]:
-    """Passes of recipe, target and user by their kind; the user's rules are asked first."""
+    """Passes of recipe, target and user by their kind; the user's rules are asked first.
+
+    direct   inputs and outputs take the high-precision type, too
+    """
     rules, steps = policy.steps(recipe)
+    steps += [registry.create("direct-io")] if direct else []  # type: ignore[list-item]
     everything: list[Any] = [*steps, *(registry.create(name) for name in target.forms), *own]
     _run_once(everything)
     return (

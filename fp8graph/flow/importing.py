@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fp8graph.base import canon
 from fp8graph.base.errors import InputError, UsageError
-from fp8graph.base.files import WrittenFile, check_writable, describe, staged
+from fp8graph.base.files import WrittenFile, check_writable, describe, staged, write_text
 from fp8graph.base.findings import Finding
 from fp8graph.base.names import did_you_mean
 from fp8graph.base.progress import SILENT, Progress, stage
@@ -19,6 +19,7 @@ from fp8graph.flow import asked
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from fp8graph.data.plan import Plan
     from fp8graph.graph.stages import Source
     from fp8graph.importers.matching import Matched
     from fp8graph.importers.parameters import Contents
@@ -40,7 +41,9 @@ class Imported:
     floats      how many other parameters were taken over
     rounded     tensors that have a Q/DQ pair, for scales were given
     caches      scales of caches, which the graph's metadata holds
-    unmatched   what found no place, on either side: {"checkpoint": [...], "model": [...]}
+    unmatched   what found no place, on either side: {"checkpoint": [...], "model": [...]}; of another tool's scales
+                {"file": [...], "model": [...]}
+    plan        with another tool's scales
     """
 
     model: Any
@@ -51,6 +54,7 @@ class Imported:
     caches: dict[str, float]
     unmatched: dict[str, list[str]]
     findings: tuple[Finding, ...] = ()
+    plan: Plan | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The `result` of the command's document."""
@@ -69,16 +73,21 @@ def import_plan(
     model: Any,
     output: str | Path | None = None,
     from_: str = "auto",
+    target: str | None = None,
+    recipe: Any = None,
     allow_unmatched: Sequence[str] | None = None,
     force: bool = False,
     external_data_size_threshold: int | None = None,
     progress: Progress = SILENT,
 ) -> Imported:
-    """Brings the FP8 weights and scales of a safetensors checkpoint to the graph of its architecture.
+    """Brings the FP8 weights and scales of a safetensors checkpoint to the graph of its architecture, or the scales of
+    another tool to a plan.
 
-    source            a .safetensors file, a .safetensors.index.json, or a folder with one of them and config.json
+    source            a .safetensors file, a .safetensors.index.json, or a folder with one of them and config.json; or
+                      what `from_` names: a Q/DQ model, a calibration cache or table
     model             path, onnx.ModelProto, onnx_ir.Model or onnx_graphsurgeon.Graph; never changed
-    output            the .onnx to write; without it nothing is written
+    output            the .onnx, or of another tool's scales the plan .json; without it nothing is written
+    target, recipe    of the plan, as for `optimize`
     allow_unmatched   globs of names, of either side, that may find no place
 
     Weights come out exact: codes and scales are the checkpoint's. Activations are rounded only where the checkpoint has
@@ -90,7 +99,24 @@ def import_plan(
     path, out = asked.path(source, "source"), asked.path(output, "output")
     if path is None:
         raise asked.wrong("source", source, "a path")
-    _check_call(path, model, out, from_, force)
+    kind = _check_call(path, model, out, from_, force)
+    if kind != "safetensors":
+        return _planned(model, path, kind, target, recipe, globs, out)
+    if target is not None or recipe is not None:
+        do = "leave them out here, and give them to optimize"
+        raise UsageError("a checkpoint is brought to a graph without target and recipe", do=do, code="FG100")
+    return _checkpoint(path, model, out, globs, force, external_data_size_threshold, progress)
+
+
+def _checkpoint(
+    path: Path,
+    model: Any,
+    out: Path | None,
+    globs: Sequence[str],
+    force: bool,
+    threshold: int | None,
+    progress: Progress,
+) -> Imported:
     from fp8graph.graph.load import load
     from fp8graph.importers.checkpoint import open_checkpoint
     from fp8graph.importers.matching import match
@@ -107,40 +133,55 @@ def import_plan(
     _raise_opset(graph)
     matched = match(graph, contents.parameters)
     unmatched = _unmatched(matched, contents)
-    findings = _judged(matched, unmatched, globs, str(path))
+    _check_shapes(matched, str(path))
+    findings = _judged(unmatched, globs, str(path))
     weights = {seat.parameter.name: _told(seat) for seat in matched.seats if seat.parameter.weight is not None}
     floats = len({seat.parameter.name for seat in matched.seats} | set(matched.shared)) - len(weights)
     placing = Placing(graph)
     placing.place(matched.seats)
     findings += _write_down(graph, contents, placing)
-    made, files = _finish(graph, loaded, out, external_data_size_threshold)
+    made, files = _finish(graph, loaded, out, threshold)
     rounded = tuple(placing.rounded)
     return Imported(made, files, weights, floats, rounded, dict(contents.caches), unmatched, tuple(findings))
 
 
-def _check_call(path: Path, model: Any, out: Path | None, from_: str, force: bool) -> None:
-    """Raises UsageError for what is asked and not there, before anything is read."""
+def _planned(
+    model: Any, path: Path, kind: str, target: str | None, recipe: Any, globs: Sequence[str], out: Path | None
+) -> Imported:
+    """A plan with the scales of another tool."""
+    from fp8graph.flow.given_scales import given_names, plan_with
+
+    plan, unmatched = plan_with(model, path, kind, target, recipe)
+    findings = _judged(unmatched, globs, str(path))
+    if out is not None:
+        write_text(out, canon.pretty(plan.to_json()))
+    files = (describe(out),) if out is not None else ()
+    return Imported(None, files, {}, 0, given_names(plan, kind), {}, unmatched, tuple(findings), plan)
+
+
+def _check_call(path: Path, model: Any, out: Path | None, from_: str, force: bool) -> str:
+    """What is to be read. Raises UsageError for what is asked and not there, before anything is read."""
+    from fp8graph.flow.given_scales import READERS, kind_of
+
     if from_ not in SOURCES:
         raise UsageError(f"there is no source '{from_}'", where="--from", do=did_you_mean(from_, SOURCES), code="FG101")
-    if from_ not in ("auto", "safetensors"):
+    kind = kind_of(path) if from_ == "auto" else from_
+    wanted = ".json" if kind in READERS else ".onnx"
+    if out is not None and out.suffix in (".json", ".onnx") and out.suffix != wanted:
+        why = "a plan does not hold the codes and scales of blocks that a checkpoint brings"
+        if kind in READERS:
+            why = f"what --from {kind} brings are scales of activations, which optimize --plan carries out"
         raise UsageError(
-            f"import reads no '{from_}' yet",
-            where="--from",
-            why="what it reads is a safetensors checkpoint",
-            do="take the scales anew: python -m fp8graph calibrate MODEL -o R.json --data FILE",
-            code="FG100",
-        )
-    if out is not None and out.suffix == ".json":
-        raise UsageError(
-            "import writes no plan yet",
-            where=f"-o {out}",
-            why="a plan holds one scale a tensor or a channel, and a checkpoint's are given for blocks, too",
-            do=f"write the graph: -o {out.with_suffix('.onnx').name}",
+            f"import writes no {'plan' if out.suffix == '.json' else 'model'} from this source",
+            where=f"-o {out}, --from {kind}",
+            why=why,
+            do=f"-o {out.with_suffix(wanted).name}",
             code="FG100",
         )
     if out is not None:
         given = [item for item in (path, model) if isinstance(item, (str, Path)) and Path(item).is_file()]
         check_writable(out, force=force, inputs=[Path(item) for item in given], also=(".data",))
+    return kind
 
 
 def _raise_opset(model: ir.Model) -> None:
@@ -157,25 +198,29 @@ def _unmatched(matched: Matched, contents: Contents) -> dict[str, list[str]]:
     return {"checkpoint": theirs, "model": sorted(value.name or "" for value in matched.unfilled)}
 
 
-def _judged(matched: Matched, unmatched: dict[str, list[str]], globs: Sequence[str], where: str) -> list[Finding]:
-    """Findings about what is left over and may be. Raises InputError FG117 where something is that may not."""
+def _check_shapes(matched: Matched, where: str) -> None:
+    """Raises InputError FG117 where names agree and shapes do not."""
     if matched.misfits:
         shown = "; ".join(matched.misfits[:_SHOWN])
         do = "export the model from the checkpoint's own architecture and sizes"
         what = "a weight has another shape in the checkpoint than in the model"
         raise InputError(what, where=where, why=f"{shown}{_more(matched.misfits)}", do=do, code="FG117")
+
+
+def _judged(unmatched: dict[str, list[str]], globs: Sequence[str], where: str) -> list[Finding]:
+    """Findings about what is left over and may be. Raises InputError FG117 where something is that may not."""
     findings, refused = [], []
     for side, names in unmatched.items():
         for name in names:
             allowed = any(fnmatch.fnmatchcase(name, glob) for glob in globs)
-            what = "found no place in the model" if side == "checkpoint" else "keeps the model's numbers"
+            what = "found nothing to match it there" if side == "model" else "found no place in the model"
             findings.append(Finding("FG117", "warning" if allowed else "error", name, f"{side}: {what}"))
             refused += [] if allowed else [(side, name)]
     if refused:
         sides = {side: [name for of, name in refused if of == side] for side in unmatched}
         lists = [f"{side}: {', '.join(names[:_SHOWN])}{_more(names)}" for side, names in sides.items() if names]
         error = InputError(
-            f"{len(refused)} names of checkpoint and model found no counterpart",
+            f"{len(refused)} names of {' and '.join(unmatched)} found no counterpart",
             where=where,
             why="; ".join(lists),
             do=f"export the model from the same architecture, or accept it: --allow-unmatched '{refused[0][1]}'",

@@ -133,7 +133,9 @@ class Job:
         high = self.given.asked.get("high_precision_dtype") if self.given else self.options.high_precision_dtype
         self.ctx = Context(target=aim, recipe=policy, progress=self.progress, high=high or policy.high)
         own = given.own_passes(passes, pass_file, self.given)
-        self.pipeline, self.rules, self.repairs = given.by_kind(policy, aim, own.passes)
+        direct = bool(self.given.asked.get("direct_io_types")) if self.given else self.options.direct_io_types
+        given.check_direct(self.ctx.high, direct=direct)
+        self.pipeline, self.rules, self.repairs = given.by_kind(policy, aim, own.passes, direct=direct)
         self.extra = own.noted
         self._tell(policy, aim)
         with self.clock("load"):

@@ -27,6 +27,21 @@ def mark(value: ir.Value, scale: float, dtype: ir.DataType) -> None:
     value.metadata_props[STANDS_FOR] = tensors.FLOATS[dtype]
 
 
+def mark_type(value: ir.Value, dtype: ir.DataType) -> None:
+    """Writes down the type that an input or output had before it was given another."""
+    value.metadata_props[STANDS_FOR] = tensors.FLOATS[dtype]
+
+
+def retyped(values: Iterable[ir.Value]) -> dict[str, ir.DataType]:
+    """Those values that had another float type and hold no codes, by name, with that type."""
+    kinds = {value: tensors.ONNX.get(value.metadata_props.get(STANDS_FOR, "")) for value in values}
+    return {
+        value.name: kind
+        for value, kind in kinds.items()
+        if kind is not None and value.name and SCALE not in value.metadata_props and value.dtype in tensors.FLOATS
+    }
+
+
 def marked(values: Iterable[ir.Value]) -> dict[str, Coded]:
     """Those values that hold codes and say what these stand for, by name; damaged marks are none."""
     found = {}

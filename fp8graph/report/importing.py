@@ -17,6 +17,7 @@ _BY = {"name": "name", "folded_from": "exporter's metadata", "scope": "exporter'
 def imported(
     result: Mapping[str, Any],
     *,
+    plan: bool = False,
     source: str,
     output: str,
     files: Sequence[WrittenFile],
@@ -24,6 +25,8 @@ def imported(
     paint: Paint = plain,
 ) -> str:
     """The summary: weights by format and granularity, how they were found, and what is left over."""
+    if plan:
+        return _scales(result, source, output, files, findings, paint)
     weights = result["weights"].values()
     kinds = Counter((item["format"], item["granularity"]) for item in weights)
     rows: list[list[Cell]] = [[form, scale, str(number)] for (form, scale), number in sorted(kinds.items())]
@@ -41,7 +44,26 @@ def imported(
             ]
         ),
     ]
+    return "\n".join([*lines, *_end(files, findings, "", paint)])
+
+
+def _scales(
+    result: Mapping[str, Any],
+    source: str,
+    output: str,
+    files: Sequence[WrittenFile],
+    findings: Sequence[Finding],
+    paint: Paint,
+) -> str:
+    """Of a plan with another tool's scales."""
+    given = f"scales of {count(len(result['rounded']), 'activation')} are given"
+    left = [item for item in findings if item.op in result["unmatched"]["model"]]
+    lines = [f"{paint('bold', source)} -> {paint('bold', output)}", "", given]
+    then = f"python -m fp8graph optimize MODEL -o OUT --plan {output}" + (" --data FILE" if left else "")
+    return "\n".join([*lines, *_end(files, findings, then, paint)])
+
+
+def _end(files: Sequence[WrittenFile], findings: Sequence[Finding], then: str, paint: Paint) -> list[str]:
     told = grouped(findings, paint=paint, least="warning")
-    lines += ["", *told] if told else []
-    lines += ["", *facts([("wrote", ", ".join(file.path for file in files))])]
-    return "\n".join(lines)
+    wrote = ("wrote", ", ".join(file.path for file in files))
+    return [*(["", *told] if told else []), "", *facts([wrote, ("next", then)])]

@@ -1,4 +1,5 @@
-"""A runner for models whose inputs or outputs are FP8 codes: it is fed floats, and gives floats."""
+"""A runner for models whose inputs or outputs are FP8 codes, or had another type: it is fed floats, and gives floats of
+the type that they stand for."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ class CodedRunner:
     An array of codes (uint8, or the format's own type) is fed as it is.
     """
 
-    def __init__(self, runner: Runner, inputs: Mapping[str, _Part], outputs: Mapping[str, _Part]) -> None:
+    def __init__(
+        self, runner: Runner, inputs: Mapping[str, _Part | _Retyped], outputs: Mapping[str, _Part | _Retyped]
+    ) -> None:
         self._runner, self._inputs, self._outputs = runner, inputs, outputs
 
     @property
@@ -57,16 +60,34 @@ class _Part:
         return cast.decode(array, self.form, self.scale).astype(self.dtype)
 
 
+class _Retyped:
+    """One input or output that had another float type."""
+
+    def __init__(self, dtype: ir.DataType, before: ir.DataType) -> None:
+        self.dtype, self.before = (tensors.NUMPY[tensors.FLOATS[kind]] for kind in (dtype, before))
+
+    def codes(self, array: tensors.Array) -> tensors.Array:
+        with np.errstate(over="ignore"):  # a number beyond fp16 is infinite, as it is for whoever calls the model
+            return array.astype(self.dtype)
+
+    def numbers(self, array: tensors.Array) -> tensors.Array:
+        return array.astype(self.before)
+
+
 def around(runner: Runner, model: ir.Model) -> Runner:
-    """The runner itself, or one around it where inputs or outputs of `model` are codes that say what they stand for."""
+    """The runner itself, or one around it where inputs or outputs of `model` are codes that say what they stand for, or
+    had another float type."""
     inputs, outputs = _parts(model.graph.inputs), _parts(model.graph.outputs)
     return CodedRunner(runner, inputs, outputs) if inputs or outputs else runner
 
 
-def _parts(values: Sequence[ir.Value]) -> dict[str, _Part]:
+def _parts(values: Sequence[ir.Value]) -> dict[str, _Part | _Retyped]:
     known = {formats.get(name).onnx_type: formats.get(name) for name in formats.names()}
     kinds = {value.name: known.get(int(value.dtype)) for value in values if value.dtype is not None}
-    found = {}
+    dtypes = {value.name: value.dtype for value in values if value.dtype is not None}
+    found: dict[str, _Part | _Retyped] = {
+        name: _Retyped(dtypes[name], before) for name, before in coded.retyped(values).items()
+    }
     for name, meaning in coded.marked(values).items():
         form = kinds.get(name)
         if form is not None:

@@ -1,9 +1,9 @@
 """Scales of activations that are found in the graph, from the values of each run.
 
-Per tensor and per token (`x` divided by its scale, the product multiplied by it: TensorRT computes this form in FP8,
-a computed scale on Q it does not):
+Per tensor and per token: `x` is divided by its largest value, and the product multiplied by it. TensorRT-RTX 1.7.1
+computes this form in FP8, a computed scale on Q it does not:
 
-    s = max |x| / max(format)     y = op(DQ(Q(x / s, 1), 1), ..) * s
+    a = max |x|     y = op(DQ(Q(x / a, 1 / max(format)), 1 / max(format)), ..) * a
 
 Per block (a scale lies in the sum, so that it stays on Q and DQ):
 
@@ -19,6 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fp8graph import formats
+from fp8graph.core import quants
 from fp8graph.data.plan import Quant
 from fp8graph.formats.spec import Format
 from fp8graph.graph import edit, tensors, walk
@@ -36,20 +37,23 @@ class Dynamic:
         self.nodes: list[ir.Node] = []
 
     def factored(self, value: ir.Value, quant: Quant, dtype: ir.DataType) -> tuple[ir.Value, ir.Value]:
-        """The operand divided by its scale, behind Q/DQ of scale 1, in `dtype`; and the scale, float32, of the shape
-        [] or of `value` with 1 along the axis that is summed over."""
+        """The operand divided by its largest value, behind Q/DQ, in `dtype`; and that value, float32, of the shape []
+        or of `value` with 1 along the axis that is summed over.
+
+        Nothing is above 1 then, so that sums of products of two such operands stay in fp16.
+        """
         form, rank = formats.get(quant.format), len(value.shape or ())
         wide = self._cast(value, _FLOAT)
         axes = sorted(set(range(rank)) - {axis % rank for axis, _ in quant.granularity.blocks}) if rank else []
         per_token = bool(quant.granularity.blocks)
         size = self.add("Abs", wide)
         peak = self.add("ReduceMax", size, self._integers(axes) if per_token else None, keepdims=int(per_token))
-        scale = self._ratio(peak, form)
-        small = self.add("Div", wide, scale, shape=value.shape)
-        one = self._number(1.0)
-        codes = self.add("QuantizeLinear", small, one, of=ir.DataType(form.onnx_type), output_dtype=form.onnx_type)
+        peak = self.add("Max", peak, self._number(float(SMALLEST_SCALE)))
+        small = self.add("Div", wide, peak, shape=value.shape)
+        step = self._number(quants.unit_scale(form.name))
+        codes = self.add("QuantizeLinear", small, step, of=ir.DataType(form.onnx_type), output_dtype=form.onnx_type)
         codes.shape = value.shape
-        return self._cast(self.add("DequantizeLinear", codes, one, shape=value.shape), dtype), scale
+        return self._cast(self.add("DequantizeLinear", codes, step, shape=value.shape), dtype), peak
 
     def blocked(self, value: ir.Value, quant: Quant, dtype: ir.DataType) -> ir.Value:
         """The operand behind blocked Q/DQ with scales of this run, in `dtype`."""
@@ -111,6 +115,7 @@ class Dynamic:
             value = self.add("Mul", value, scale, shape=out.shape)
         if bias is not None:
             node.replace_input_with(2, None)
+            node.resize_inputs(2)  # builders take no empty input at the end
             value = self.add(
                 "Add", value, self._bias(node, self._cast(bias, _FLOAT), len(out.shape or ())), shape=out.shape
             )

@@ -1,7 +1,7 @@
 """Give inputs and outputs of the model the high-precision type that its operators compute in.
 
-What it does   1. An input behind which every reader takes the type through a Cast, or is a Q, becomes of that type: the
-                  Casts go. Readers that want the old type, if others want the new one, get a Cast.
+What it does   1. An input that an operator reads in the type, through a Cast or through Q/DQ, becomes of that type: the
+                  Casts go. Readers that want the old type get a Cast.
                2. An output that a Cast brings back to the model's type becomes what is in front of that Cast.
                The type that they had stands in the metadata, so that comparisons go on feeding and reading it.
                3. What no operator reads or computes in the type stays as it is (a range that does not fit fp16).
@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from fp8graph.core.context import Context
 from fp8graph.core.passes import Approximate, Exactness, RewritePass, Stage
-from fp8graph.graph import coded, edit, tensors, walk
+from fp8graph.graph import coded, edit, tensors
 from fp8graph.graph.typing import PLAIN
 
 
@@ -27,12 +27,12 @@ from fp8graph.graph.typing import PLAIN
 class DirectIo(RewritePass):
     """Let inputs and outputs be of the high-precision type."""
 
-    stage: ClassVar[Stage] = Stage.CLEAN
+    stage: ClassVar[Stage] = Stage.FOLD
     exact: ClassVar[Exactness] = Approximate("inputs and outputs are of another type")
     retypes: ClassVar[bool] = True
 
     def rewrite(self, model: ir.Model, ctx: Context) -> int:
-        """Every input and output of the main graph once; what stays is noted (FG227)."""
+        """Every input and output of the main graph once; what stays is noted (FG234)."""
         wanted = tensors.ONNX.get(ctx.high) if ctx.high != "keep" else None
         if wanted is None or wanted == ir.DataType.FLOAT:
             return 0
@@ -50,7 +50,7 @@ def _stays(ctx: Context, value: ir.Value, high: str) -> int:
     end = "input" if value.is_graph_input() else "output"
     kind = "reads" if end == "input" else "computes"
     text = f"the {end} '{value.name}' keeps its type: no operator {kind} it in {high}"
-    ctx.note("FG227", "", text, severity="warning")
+    ctx.note("FG234", "", text, severity="warning")
     return 0
 
 
@@ -59,9 +59,10 @@ def _input(value: ir.Value, wanted: ir.DataType, graph: ir.Graph, names: edit.Na
     assert before is not None
     readers = list(value.uses())
     casts = [node for node, _ in readers if _is_cast(node, wanted)]
-    if not casts and not (readers and all(_is_quantizer(node) for node, _ in readers)):
+    takers = [*casts, *(node for node, _ in readers if _quantizes(node, wanted))]
+    if not takers:
         return 0
-    others = [(n, s) for n, s in readers if n not in casts and not _is_quantizer(n) and n.op_type != "Shape"]
+    others = [(node, slot) for node, slot in readers if node not in takers and node.op_type != "Shape"]
     value.type = ir.TensorType(wanted)
     coded.mark_type(value, before)
     for node in casts:
@@ -70,7 +71,7 @@ def _input(value: ir.Value, wanted: ir.DataType, graph: ir.Graph, names: edit.Na
             continue
         for user, slot in list(made.uses()):
             edit.replace_input(user, slot, value)
-        edit.remove(node)
+        edit.remove([node])
     if others:
         back = edit.new_node(
             "Cast",
@@ -100,7 +101,7 @@ def _output(index: int, value: ir.Value, wanted: ir.DataType, graph: ir.Graph, n
     value.name = names.fresh(f"{name}_{tensors.FLOATS[before]}")
     source.doc_string = value.doc_string
     source.metadata_props.update(value.metadata_props)
-    edit.remove(cast)
+    edit.remove([cast])
     source.name = name
     coded.mark_type(source, before)
     return 1
@@ -110,5 +111,10 @@ def _is_cast(node: ir.Node, wanted: ir.DataType) -> bool:
     return node.op_type == "Cast" and node.domain == "" and node.outputs[0].dtype == wanted
 
 
-def _is_quantizer(node: ir.Node) -> bool:
-    return node.op_type == "QuantizeLinear" and node.domain == ""
+def _quantizes(node: ir.Node, wanted: ir.DataType) -> bool:
+    """Whether a node quantizes for an operator of the type."""
+    if node.op_type != "QuantizeLinear" or node.domain != "":
+        return False
+    return any(
+        user.op_type == "DequantizeLinear" and user.outputs[0].dtype == wanted for user, _ in node.outputs[0].uses()
+    )

@@ -8,7 +8,7 @@ import pytest
 
 import fp8graph
 from fp8graph.core import attention
-from fp8graph.core.quants import softmax_scale
+from fp8graph.core.quants import unit_scale
 from fp8graph.numerics.ranges import Ranges, Stat
 from tests.small import feeds, model, plan_of, why
 
@@ -64,8 +64,8 @@ def test_what_is_no_attention_is_not_found(text):
 def test_the_probabilities_have_a_scale_of_their_own_without_data():
     plan = plan_of(model(written(FORMS["plain"])))
     scale = plan.ops["y"].inputs[0].scale
-    assert (scale.origin, scale.rule, scale.value) == ("given", "softmax", softmax_scale("e4m3fn"))
-    assert float(np.float32(1) / np.float32(448)) == softmax_scale("e4m3fn")
+    assert (scale.origin, scale.rule, scale.value) == ("given", "softmax", unit_scale("e4m3fn"))
+    assert float(np.float32(1) / np.float32(448)) == unit_scale("e4m3fn")
     assert plan.ops["y"].inputs[1].scale.origin == "observed"
     assert {op.group for op in plan.ops.values()} == {"attention p"}
 

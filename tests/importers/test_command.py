@@ -75,6 +75,18 @@ def test_what_is_left_over_is_status_3_and_leaves_nothing(folder: Path):
     assert contents(folder) == before
 
 
+def test_a_table_of_another_tool_becomes_a_plan(folder: Path):
+    (folder / "calibration.json").write_text('{"x": [-3.5, 1.0]}')
+    call = ("import", "calibration.json", "--model", "m.onnx", "-o", "p.json", "--target", "tensorrt-rtx:sm89")
+    done = fp8graph(folder, *call)
+    assert done.returncode == 0, done.stderr
+    assert "scales of 1 activation are given" in done.stdout
+    assert "optimize MODEL -o OUT --plan p.json" in done.stdout
+    plan = json.loads((folder / "p.json").read_text())
+    assert plan["target"] == "tensorrt-rtx:sm89"
+    assert fp8graph(folder, "optimize", "m.onnx", "-o", "o.onnx", "--plan", "p.json").returncode == 0
+
+
 def test_weights_can_lie_beside_the_model(folder: Path):
     call = (*CALL, "--allow-unmatched", "left", "--external-data-size-threshold", "64")
     assert fp8graph(folder, *call).returncode == 0
@@ -88,8 +100,9 @@ def test_weights_can_lie_beside_the_model(folder: Path):
         (("import", "m.safetensors", "-o", "o.onnx"), "the model of its architecture"),
         (("import", "m.safetensors", "--model", "m.onnx"), "add -o OUT"),
         ((*CALL[:-1], "m.onnx"), "overwrite an input"),
-        ((*CALL[:-1], "o.json"), "writes no plan yet"),
-        ((*CALL, "--from", "qdq"), "import reads no 'qdq' yet"),
+        ((*CALL[:-1], "o.json"), "import writes no plan from this source"),
+        ((*CALL, "--from", "qdq"), "import writes no model from this source"),
+        ((*CALL, "--from", "trt"), "did you mean 'trt-cache'?"),
     ],
 )
 def test_a_wrong_call_is_status_2(folder: Path, args: tuple[str, ...], says: str):

@@ -208,8 +208,6 @@ def test_a_convolution_that_swallowed_a_batchnorm_keeps_its_numbers(tmp_path: Pa
 @pytest.mark.parametrize(
     ("asked", "code", "says"),
     [
-        ({"output": "o.json"}, "FG100", "import writes no plan yet"),
-        ({"from_": "trt-cache"}, "FG100", "import reads no 'trt-cache' yet"),
         ({"from_": "safetensor"}, "FG101", "did you mean 'safetensors'?"),
         ({"output": "missing/o.onnx"}, "FG112", "missing"),
         ({"output": "m"}, "FG103", "overwrite an input"),

@@ -5,17 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
+import fp8graph
 from fp8graph import formats
 from fp8graph.base.errors import InputError
 from fp8graph.data.plan import Scale
+from fp8graph.graph.load import load
 from fp8graph.numerics import cast
+from fp8graph.runners.reference import reference
 from fp8graph.testing import outputs, planned
 from fp8graph_passes.insert_qdq import InsertQDQ
 from tests.passes.doing import Done, planned_run
-from tests.small import model, refused
+from tests.small import feeds, model, refused
 
 E4M3 = formats.get("e4m3fn")
 
@@ -295,3 +299,56 @@ def test_e5m2_is_written_as_well(tmp_path):
     weight = planned(model(DENSE)).before.graph.initializers["w"].const_value.numpy()
     codes = cast.encode(weight, formats.get("e5m2"), done.constants["w_scale"])
     np.testing.assert_array_equal(done.constants["w_fp8"].view(np.uint8), codes)
+
+
+# Recipes whose scales lie elsewhere than in one number per tensor or channel; the shape of the weight's scale, what it
+# is stored as, and how much the products keep (dB).
+WIDE = "(float[3,96] x, float[96,40] w, float[40] b) => (float[3,40] y) { y = Gemm (x, w, b) }"
+RECIPES = {
+    "fp8-dynamic": ((40,), "FLOAT", "FLOAT8E4M3FN", 28),
+    "fp8-dynamic-token": ((40,), "FLOAT", "FLOAT8E4M3FN", 28),
+    "fp8-weight-only": ((40,), "FLOAT", "FLOAT8E4M3FN", 30),
+    "fp8-block128": ((1, 40), "FLOAT", "FLOAT8E4M3FN", 28),
+    "fp8-block128-ue8m0": ((1, 40), "FLOAT8E8M0", "FLOAT8E4M3FN", 26),
+    "mxfp8": ((3, 40), "FLOAT8E8M0", "FLOAT8E4M3FN", 26),
+    "mxfp6": ((3, 40), "FLOAT8E8M0", "FLOAT6E2M3", 24),
+    "mxfp4": ((3, 40), "FLOAT8E8M0", "FLOAT4E2M1", 12),
+    "nvfp4": ((6, 40), "FLOAT8E4M3FN", "FLOAT4E2M1", 14),
+    "w4a8": ((1, 40), "FLOAT", "INT4", 15),
+    "int8": ((40,), "FLOAT", "INT8", 35),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "stored", "codes", "least"), [(k, *v) for k, v in RECIPES.items()], ids=RECIPES
+)
+def test_each_recipe_stores_what_its_format_says_and_stays_near(name, shape, stored, codes, least):
+    proto = model(WIDE)
+    done = fp8graph.optimize(proto, recipe=name, target="reference", data=feeds(proto), nodes_to_quantize=["y"])
+    held = {item.name: item for item in done.model.graph.initializer}
+    kinds = {name: onnx.TensorProto.DataType.Name(item.data_type) for name, item in held.items()}
+    assert [n for n, kind in kinds.items() if kind == codes and list(held[n].dims) == [96, 40]]
+    scales = [n for n, kind in kinds.items() if kind == stored and tuple(held[n].dims) == shape]
+    assert scales, kinds
+    onnx.checker.check_model(done.model, full_check=True)
+    assert done.comparison is not None and (done.comparison.outputs["y"].sqnr_db or 0) > least
+    again = fp8graph.optimize(proto, plan=type(done.plan).from_json(done.plan.to_json()))
+    assert again.model.SerializeToString(deterministic=True) == done.model.SerializeToString(deterministic=True)
+
+
+@pytest.mark.parametrize("text", [
+    "(float[1,8,9,9] x, float[16,8,3,3] w, float[16] b) => (float[1,16,7,7] y) { y = Conv (x, w, b) }",
+    "(float[3,96] x, float[40,96] w, float[40] b) => (float[3,40] y) { y = Gemm <transB = 1, beta = 0.5> (x, w, b) }",
+    "(float[2,5,32] x, float[32,16] w) => (float[2,5,16] y) { h = MatMul (x, w) y = Relu (h) }",
+    "(float[2,5,32] x, float[2,32,7] z) => (float[2,5,7] y) { y = MatMul (x, z) }",
+])  # fmt: skip
+@pytest.mark.parametrize("name", ["fp8-dynamic", "fp8-dynamic-token"])
+@pytest.mark.parametrize("high", [None, "fp16"])
+def test_a_scale_found_in_the_graph_fits_every_size_of_input(text, name, high):
+    """The product is multiplied by the scales before its bias is added; values far from those seen stay as exact."""
+    proto = model(text)
+    done = fp8graph.optimize(proto, recipe=name, target="reference", high_precision_dtype=high, fp8_everywhere=True)
+    for size in (1e-3, 1.0, 50.0):
+        given = feeds(proto, 1, scale=size)[0]
+        old, new = (reference(load(item).model).run(given)["y"].astype(np.float64) for item in (proto, done.model))
+        assert 10 * np.log10((old**2).sum() / ((old - new) ** 2).sum()) > 25

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from typing import Any
 
 import ml_dtypes
@@ -46,7 +45,9 @@ def numbers(form: Format) -> np.ndarray[Any, Any]:
     table = cast.decode(np.array([code for code in form.codes if form.value(code) is not None], np.uint8), form)
     table = np.unique(table)
     ties = ((table[1:].astype(np.float64) + table[:-1]) / 2).astype(np.float32)
-    near = np.concatenate([table, ties, np.nextafter(ties, np.float32(np.inf)), np.nextafter(ties, np.float32(-np.inf))])
+    near = np.concatenate(
+        [table, ties, np.nextafter(ties, np.float32(np.inf)), np.nextafter(ties, np.float32(-np.inf))]
+    )
     huge = [np.inf, -np.inf, 1e30, -1e30] if form.kind == "float" else [1e6, -1e6]  # ONNX Runtime ends at 2^31
     more = [0.0, -0.0, *huge, 1e-30, -1e-45]
     draw = np.random.default_rng(0)
@@ -136,21 +137,21 @@ CASES = {  # body, opset; all of them also in onnx.reference
     "cast to E2M1": ("c = Cast <to = 23> (x) y = Cast <to = 1> (c)", 25),
     "cast to E2M3": ("c = Cast <to = 27> (x) y = Cast <to = 1> (c)", 28),
     "cast to E3M2": ("c = Cast <to = 28> (x) y = Cast <to = 1> (c)", 28),
-    "cast from fp16": ("h = Cast <to = 10> (x) c = Cast <to = 23> (h) d = Cast <to = 10> (c) y = Cast <to = 1> (d)", 25),
-    "cast from bf16": ("h = Cast <to = 16> (x) c = Cast <to = 23> (h) d = Cast <to = 16> (c) y = Cast <to = 1> (d)", 25),
+    "cast from fp16": ("h = Cast <to = 10> (x) c = Cast <to = 23> (h) d = Cast <to = 10> (c) y = Cast <to=1> (d)", 25),
+    "cast from bf16": ("h = Cast <to = 16> (x) c = Cast <to = 23> (h) d = Cast <to = 16> (c) y = Cast <to=1> (d)", 25),
     "to E8M0, up": ('a = Abs(x) c = Cast <to = 24, round_mode = "up"> (a) y = Cast <to = 1> (c)', 25),
     "to E8M0, down": ('a = Abs(x) c = Cast <to = 24, round_mode = "down"> (a) y = Cast <to = 1> (c)', 25),
     "to E8M0, nearest": ('a = Abs(x) c = Cast <to = 24, round_mode = "nearest"> (a) y = Cast <to = 1> (c)', 25),
     "cast alike": ("c = Cast <to = 23> (x) d = CastLike(one, c) e = Cast <to = 1> (d) y = Mul(x, e)", 25),
     "moved": (
         """c = Cast <to = 23> (x) t = Transpose <perm = [1, 0]> (c) r = Reshape(t, shape) i = Identity(r)
-        u = Unsqueeze(i, zero) f = Flatten(u) s = Cast <to = 1> (f) g = Reshape(s, back) y = Transpose <perm = [1, 0]> (g)
-        """,
+        u = Unsqueeze(i, zero) f = Flatten(u) s = Cast <to = 1> (f) g = Reshape(s, back)
+        y = Transpose <perm = [1, 0]> (g)""",
         25,
     ),
     "scales moved": (
-        """a = Abs(x) m = ReduceMax <keepdims = 1> (a, ones) e = Cast <to = 24> (m) t = Transpose(e) v = Unsqueeze(t, zero)
-        w = Squeeze(v, zero) u = Transpose(w) k = Reshape(u, rows)
+        """a = Abs(x) m = ReduceMax <keepdims = 1> (a, ones) e = Cast <to = 24> (m) t = Transpose(e)
+        v = Unsqueeze(t, zero) w = Squeeze(v, zero) u = Transpose(w) k = Reshape(u, rows)
         q = QuantizeLinear <output_dtype = 17, axis = 0> (x, k) y = DequantizeLinear <axis = 0, output_dtype = 1> (q, k)
         """,
         25,
@@ -199,10 +200,23 @@ CASES = {  # body, opset; all of them also in onnx.reference
         "q = QuantizeLinear <output_dtype = 23, precision = 1> (x, half) y = DequantizeLinear(q, half)",
         25,
     ),
+    "a precision of fp16": (
+        """h = Cast <to = 10> (x) q = QuantizeLinear <output_dtype = 23, precision = 10> (h, third)
+        y = DequantizeLinear(q, third)
+        """,
+        25,
+    ),
+    "a precision of fp16, and FP8": (
+        """h = Cast <to = 10> (x) q = QuantizeLinear <output_dtype = 17, precision = 10, axis = 0> (h, thirds)
+        y = DequantizeLinear <axis = 0> (q, thirds)
+        """,
+        25,
+    ),
 }  # fmt: skip
 INITIALIZERS = """<int64[2] shape = {4, 30}, int64[2] back = {20, 6}, int64[1] zero = {0}, int64[1] ones = {1},
-    int64[1] rows = {6}, int64[4] pads = {0, 0, 0, 0}, float one = {1}, float half = {0.5}, float[1] halves = {0.5}, float six = {6},
-    float[6,2] blocks = {1, 2, 3, 1, 2, 3, 0.3, 0.2, 0.1, 5, 6, 7}, float4e2m1 nothing = {0}>"""
+    int64[1] rows = {6}, int64[4] pads = {0, 0, 0, 0}, float one = {1}, float half = {0.5}, float[1] halves = {0.5},
+    float six = {6}, float third = {0.333251953125},
+    float[6] thirds = {0.333251953125, 0.111083984375, 0.0999755859375, 0.333251953125, 0.7001953125, 3}, float[6,2] blocks = {1, 2, 3, 1, 2, 3, 0.3, 0.2, 0.1, 5, 6, 7}, float4e2m1 nothing = {0}>"""
 
 
 def written(case: str) -> onnx.ModelProto:
@@ -285,7 +299,29 @@ def test_bits_of_a_small_type_are_not_read():
 
 def test_a_function_that_makes_small_types_is_expanded():
     called = "(float[6,20] x) => (float[6,20] y) { y = local.half(x) }"
-    inner = '<domain: "local", opset_import: ["" : 25]> half (a) => (b) { c = Cast <to = 23> (a) b = Cast <to = 1> (c) }'
+    inner = (
+        '<domain: "local", opset_import: ["" : 25]> half (a) => (b) { c = Cast <to = 23> (a) b = Cast <to = 1> (c) }'
+    )
     x = numbers(formats.get("e2m1")).reshape(SHAPE)
     got = reference(load(model(called, functions=inner, opset=25, ir=13)).model).run({"x": x})["y"]
     np.testing.assert_array_equal(got, cast.fake_quantize(x, formats.get("e2m1")))
+
+
+TYPES = {"float": 1, "float16": 10, "bfloat16": 16}
+
+
+@pytest.mark.parametrize("made", TYPES)
+@pytest.mark.parametrize("scale", [*TYPES, "float8e8m0"])
+@pytest.mark.parametrize("given", TYPES)
+@pytest.mark.parametrize("name", ["e2m1", "e4m3fn", "int8"])
+def test_types_of_value_scale_and_result_may_all_differ(name, given, scale, made, tmp_path):
+    to = {**TYPES, "float8e8m0": 24}[scale]
+    body = f"""g = Cast <to = {TYPES[given]}> (x) s = Cast <to = {to}> (halves)
+        q = QuantizeLinear <output_dtype = {formats.get(name).onnx_type}> (g, s)
+        d = DequantizeLinear <output_dtype = {TYPES[made]}> (q, s) y = Cast <to = 1> (d)"""
+    proto = model(f"(float[6,20] x) => (float[6,20] y) <float[1] halves = {{0.5}}> {{ {body} }}", opset=25, ir=13)
+    path = tmp_path / "m.onnx"
+    onnx.save(proto, path)
+    feed = {"x": np.random.default_rng(3).standard_normal(SHAPE).astype(np.float32) * 3}
+    (expected,) = ReferenceEvaluator(proto).run(None, feed)  # exact, for the scale is a power of two
+    np.testing.assert_array_equal(reference(path).run(feed)["y"], expected)

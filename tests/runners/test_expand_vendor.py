@@ -173,7 +173,8 @@ LINEAR: dict[str, tuple[str, str, dict[str, Array], Array]] = {  # types of weig
     ),
     "MXFP8, scales said as E8M0": (
         "float8e8m0[8,2] w_s, float8e4m3fn[8,64] w",
-        "d = trt.TRT_MXFP8DequantizeLinear <axis = -1, block_size = 32, output_dtype = 10> (w, w_s) y = Cast <to = 1> (d)",
+        """d = trt.TRT_MXFP8DequantizeLinear <axis = -1, block_size = 32, output_dtype = 10> (w, w_s)
+        y = Cast <to = 1> (d)""",
         {"w_s": POWER_SCALES, "w": BYTES.view(cast.ml_dtype(E4M3FN))},
         cast.decode(BYTES, E4M3FN, POWER_SCALES, MX).astype(np.float16).astype(np.float32),
     ),

@@ -229,6 +229,15 @@ CODES = (
         "Mend what the reason names (mask, shapes, --high-precision-dtype fp16), or take --attention auto.",
     ),
     Code(
+        "FG234",
+        "an input or output keeps its type",
+        "--direct-io-types gives inputs and outputs the high-precision type. No operator reads this input, or computes "
+        "this output, in that type.",
+        "A value that does not fit fp16, or whose operator has no kernel for the type, must not become infinite at the "
+        "border of the model.",
+        "Nothing: the others have the type. --high-precision-dtype bf16 has the range of fp32.",
+    ),
+    Code(
         "FG232",
         "a guard against NaN was left behind Softmax",
         "Where(IsNaN(p), 0, p) stands between Softmax and the second product, rows of -inf may need it, and it could "

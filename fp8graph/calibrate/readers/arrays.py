@@ -22,12 +22,16 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One graph input: numpy dtype (None where it is no tensor of numbers), dimensions (None where unknown)."""
+    """One graph input: numpy dtype (None where it is no tensor of numbers), dimensions (None where unknown).
+
+    stands_for   the type that it had in the original model; data may be of either
+    """
 
     name: str
     dtype: np.dtype[Any] | None
     dims: tuple[int | None, ...] | None
     required: bool = True
+    stands_for: np.dtype[Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -152,8 +156,9 @@ def _same_kind(array: Array, spec: InputSpec, where: str) -> Array:
     assert spec.dtype is not None
     if spec.dtype.kind == "O" and array.dtype.kind in "US":
         return array.astype(object)
-    if array.dtype.newbyteorder("=") == spec.dtype:
-        return array.astype(spec.dtype)
+    for kind in (spec.dtype, spec.stands_for):
+        if kind is not None and array.dtype.newbyteorder("=") == kind:
+            return array.astype(kind)
     raise _unfit(
         f"the input '{spec.name}' has type {array.dtype}",
         where,

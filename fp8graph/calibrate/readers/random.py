@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import ml_dtypes
 import numpy as np
@@ -45,7 +45,12 @@ def feeds(inputs: Sequence[InputSpec], samples: int, batch: int | None, how: Ran
     """
     _check(inputs, how)
     for index in range(samples):
-        yield {spec.name: _array(spec, index, batch, how) for spec in inputs if spec.required}
+        yield {spec.name: _array(_original(spec), index, batch, how) for spec in inputs if spec.required}
+
+
+def _original(spec: InputSpec) -> InputSpec:
+    """The input with the type that it had in the original model, so that both get the same numbers."""
+    return spec if spec.stands_for is None else replace(spec, dtype=spec.stands_for)
 
 
 def _check(inputs: Sequence[InputSpec], how: Random) -> None:

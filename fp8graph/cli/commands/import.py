@@ -4,6 +4,8 @@ CHECKPOINT is a .safetensors file, a .safetensors.index.json, or a folder with o
 standard ONNX that ONNX Runtime runs: weights are the checkpoint's codes behind DequantizeLinear; activations are
 rounded only where the checkpoint has scales for them. What matches nothing, on either side, is listed; status 3 where
 it is not allowed. Pickles (.bin, .pt) are never opened.
+A Q/DQ model, or the calibration cache or table of another tool, gives its scales to a plan: -o P.json, for `optimize
+--plan P.json`. Weights are then rounded anew, and what the file does not give is observed.
 """
 
 from __future__ import annotations
@@ -13,13 +15,14 @@ import argparse
 from fp8graph.base.errors import UsageError
 from fp8graph.cli import values
 from fp8graph.cli.console import Console, Outcome
-from fp8graph.cli.groups import Output
+from fp8graph.cli.groups import Output, Policy
 from fp8graph.cli.parser import Parser
 
 USAGE = "import CHECKPOINT --model MODEL -o OUT.onnx [--allow-unmatched GLOB ...]"
 EXAMPLES = (
     "import Qwen3-0.6B-FP8/ --model qwen3.onnx -o qwen3.fp8.onnx",
     "import model.safetensors --model m.onnx -o o.onnx --allow-unmatched 'model.rotary_emb.*'",
+    "import calib.cache --from trt-cache --model m.onnx -o p.json --target tensorrt-rtx:sm89",
 )
 
 
@@ -35,8 +38,10 @@ def configure(parser: Parser) -> None:
         dest="from_",
         default="auto",
         metavar="KIND",
-        help="what CHECKPOINT is: auto, safetensors; qdq, modelopt-cache, trt-cache, ort-table are not read yet",
+        help="what CHECKPOINT is: auto, safetensors, qdq, modelopt-cache, trt-cache or ort-table",
     )
+    Policy.target(group)
+    Policy.recipe(parser, group)
     group.add_argument(
         "--allow-unmatched",
         nargs="+",
@@ -44,7 +49,7 @@ def configure(parser: Parser) -> None:
         metavar="GLOB",
         help="names, of checkpoint or model, that may find no counterpart",
     )
-    Output.add(parser, group, "the model with the checkpoint's weights")
+    Output.add(parser, group, "the model with the checkpoint's weights, or a plan")
     group.add_argument(
         "--external-data-size-threshold",
         type=values.size,
@@ -71,6 +76,8 @@ def run(args: argparse.Namespace, console: Console) -> Outcome:
         model=args.model,
         **output,
         from_=args.from_,
+        target=args.target,
+        recipe=Policy.recipe_name(args),
         allow_unmatched=args.allow_unmatched,
         external_data_size_threshold=args.external_data_size_threshold,
         progress=console.progress,
@@ -79,6 +86,7 @@ def run(args: argparse.Namespace, console: Console) -> Outcome:
     return Outcome(
         text=importing.imported(
             result,
+            plan=done.plan is not None,
             source=args.source,
             output=args.output,
             files=done.files,

@@ -8,6 +8,7 @@ from fp8graph.runners.expand import (
     attention,
     bfloat16,
     float16,
+    mixed_types,
     moved_codes,
     operators,
     quantized_attention,
@@ -29,4 +30,5 @@ def numbers(model: ir.Model) -> ir.Model:
     when no op is left that needs one.
     """
     expanded = moved_codes.expand(small_floats.expand(vendor_quantization.expand(model)))
+    expanded = mixed_types.expand(expanded)
     return versions.expand(bfloat16.expand(float16.expand(expanded)))

@@ -58,9 +58,7 @@ def expand(model: ir.Model) -> ir.Model:
     names = edit.Names(work)
     wide: dict[ir.Value, ir.Value] = {}
     for place in list(walk.walk(work)):
-        if isinstance(place.graph, ir.Graph) and place.node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            _one_type(place.node, place.graph, names, wide)
-        elif place.node.op_type not in _MOVES and isinstance(place.graph, ir.Graph):
+        if place.node.op_type not in _MOVES and isinstance(place.graph, ir.Graph):
             _expand(place.node, place.graph, work, names, wide)
     return work
 
@@ -81,20 +79,6 @@ def _expand(node: ir.Node, graph: ir.Graph, model: ir.Model, names: edit.Names, 
     for slot, value in enumerate(node.outputs):
         if value.dtype == _FP16 and slot in slots.outputs:
             _rounded(value, graph, names)
-
-
-def _one_type(node: ir.Node, graph: ir.Graph, names: edit.Names, wide: dict[ir.Value, ir.Value]) -> None:
-    """From opset 23 on, value and scale may differ in type; ONNX Runtime has kernels for one type alone."""
-    value, scale = node.inputs[0], node.inputs[1]
-    if value is None or scale is None or scale.dtype != _FP32:
-        return
-    if node.op_type == "QuantizeLinear" and value.dtype == _FP16:
-        if value not in wide:
-            wide[value] = _widened(value, names)
-        edit.replace_input(node, 0, wide[value])
-    if node.op_type == "DequantizeLinear" and node.outputs[0].dtype == _FP16:
-        node.attributes.pop("output_dtype", None)
-        _rounded(node.outputs[0], graph, names)
 
 
 def _widened(value: ir.Value, names: edit.Names) -> ir.Value:

@@ -60,12 +60,11 @@ def _rewrite(place: walk.Place, graph: ir.Graph, names: edit.Names) -> None:
     if not small and made_type(node) not in CARRIERS:
         return
     writer = Writer(node, graph, names)
+    made = made_type(node)
     if is_standard(node, "Cast", "CastLike"):
         _cast(place, writer)
-    elif is_standard(node, "QuantizeLinear"):
-        _quantize(place, writer)
-    elif is_standard(node, "DequantizeLinear"):
-        _dequantize(node, writer)
+    elif is_standard(node, "QuantizeLinear") and made in _SMALL:
+        _quantize(node, writer, _SMALL[made])
     elif is_standard(node, "Constant", "ConstantOfShape") and "value" in node.attributes:
         tensor = node.attributes["value"].as_tensor()
         node.attributes["value"] = ir.AttrTensor("value", ir.tensor(carried(tensor.numpy())))
@@ -100,37 +99,16 @@ def _wide(writer: Writer, value: ir.Value) -> ir.Value:
     return value if value.dtype == _E8M0 else writer.cast(value, FLOAT)
 
 
-def _quantize(place: walk.Place, writer: Writer) -> None:
-    node = place.node
-    value, scale = node.inputs[:2]
-    to = made_type(node)
+def _quantize(node: ir.Node, writer: Writer, form: Format) -> None:
+    value, scale = node.inputs[0], node.inputs[1]
     assert value is not None and scale is not None
-    if to not in _SMALL:  # the scale is E8M0
-        edit.replace_input(node, 0, _wide(writer, value))
-        node.attributes.pop("precision", None)
-        writer.graph.insert_before(node, writer.nodes)
-        return
     axis, block = integer(node, "axis", 1), integer(node, "block_size", 0)
     spread = writer.spread(_wide(writer, scale), value, axis, block)
     quotient = writer.add("Div", _wide(writer, value), spread)
     precision = ir.DataType(integer(node, "precision", 0) or int(FLOAT))
     if precision != FLOAT:  # the quotient of two numbers of such a type, rounded twice, is the one rounded once
         quotient = writer.cast(writer.cast(quotient, precision), FLOAT)
-    writer.replace(_rounded(writer, quotient, _SMALL[to]))
-
-
-def _dequantize(node: ir.Node, writer: Writer) -> None:
-    """With a scale in fp32 the product is of that type; another one is cast to."""
-    scale = node.inputs[1]
-    if scale is None or scale.dtype != _E8M0:
-        return
-    said = ir.DataType(integer(node, "output_dtype", 0) or int(FLOAT))
-    node.attributes.pop("output_dtype", None)
-    if said == FLOAT:
-        return
-    kept = dict(node.attributes)
-    product = writer.add("DequantizeLinear", *node.inputs, **kept)
-    writer.replace(writer.add("Cast", product, of=said, to=int(said)))
+    writer.replace(_rounded(writer, quotient, form))
 
 
 def _rounded(writer: Writer, value: ir.Value, form: Format) -> ir.Value:

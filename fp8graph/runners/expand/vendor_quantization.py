@@ -21,7 +21,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fp8graph import formats
-from fp8graph.graph import edit, opset, tensors, walk
+from fp8graph.graph import edit, opset, protos, tensors, walk
 from fp8graph.graph.inlining import inline
 from fp8graph.numerics import cast
 from fp8graph.runners.expand.writing import FLOAT, Writer, integer, is_standard
@@ -57,6 +57,7 @@ def expand(model: ir.Model) -> ir.Model:
             node.domain = DOMAIN  # the converter keeps what is of a domain of its own
     work.graph.opset_imports.setdefault(DOMAIN, 1)
     opset.raise_opset(work, max(_OPSETS.get(node.op_type, 13) for node in found))
+    protos.infer_types(work)  # a file may leave out what inner values are
     names = edit.Names(work)
     for place in list(walk.walk(work)):
         if _is_one(place.node, work) and isinstance(place.graph, ir.Graph):

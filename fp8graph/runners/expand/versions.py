@@ -13,6 +13,7 @@ from fp8graph.graph import walk
 from fp8graph.runners.expand.writing import is_standard, refused
 
 NEWEST, NEWEST_IR = 26, 13
+_NAMES = ("", "ai.onnx")
 # Attributes that are new after NEWEST, with the value under which the older op is the same. Range adds up in fp32
 # either way here, where fp16 is rounded fp32.
 _SAME = {("Range", "stash_type"): 1, ("SpaceToDepth", "mode"): "DCR"}
@@ -23,19 +24,21 @@ def expand(model: ir.Model) -> ir.Model:
 
     Raises BackendError FG133 for an op that older opsets do not have, or whose meaning has changed.
     """
-    scopes = [model.graph, *model.functions.values()]
-    newest = max(scope.opset_imports.get(name, 0) for scope in scopes for name in ("", "ai.onnx"))
+    newest = max(imports.get(name, 0) for imports in _imports(model) for name in _NAMES)
     if newest <= NEWEST and (model.ir_version or 0) <= NEWEST_IR:
         return model
     work = model.clone(deep_copy=True)
     if newest > NEWEST:
         for place in walk.walk(work):
             _lower(place, newest)
-        for scope in (work.graph, *work.functions.values()):
-            for name in {"", "ai.onnx"} & scope.opset_imports.keys():
-                scope.opset_imports[name] = min(scope.opset_imports[name], NEWEST)
+        for imports in _imports(work):
+            imports.update({name: min(imports[name], NEWEST) for name in _NAMES if name in imports})
     work.ir_version = min(work.ir_version or NEWEST_IR, NEWEST_IR)
     return work
+
+
+def _imports(model: ir.Model) -> list[dict[str, int]]:
+    return [model.graph.opset_imports, *(function.opset_imports for function in model.functions.values())]
 
 
 def _lower(place: walk.Place, opset: int) -> None:

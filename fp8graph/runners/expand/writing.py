@@ -23,16 +23,16 @@ def integer(node: ir.Node, name: str, default: int) -> int:
 
 
 def made_type(node: ir.Node) -> ir.DataType | None:
-    """The type that a Cast, QuantizeLinear, Constant or ConstantOfShape says its output has; None for others."""
+    """The type that a Cast, Q, DQ, Constant or ConstantOfShape says its output has; None for others."""
     if is_standard(node, "Constant", "ConstantOfShape"):
         said = node.attributes.get("value")
         known = said is not None and not said.is_ref() and said.type == ir.AttributeType.TENSOR
         return said.as_tensor().dtype if said is not None and known else None
-    if is_standard(node, "Cast", "QuantizeLinear"):
+    if is_standard(node, "Cast", "QuantizeLinear", "DequantizeLinear"):
         said = node.attributes.get("to" if node.op_type == "Cast" else "output_dtype")
         if said is not None and not said.is_ref() and said.as_int():
             return ir.DataType(said.as_int())
-        zero = node.inputs[2] if len(node.inputs) > 2 else None
+        zero = node.inputs[2] if node.op_type == "QuantizeLinear" and len(node.inputs) > 2 else None
         return zero.dtype if zero is not None else None
     return None
 
@@ -90,7 +90,7 @@ class Writer:
             "ConstantOfShape", self.add("Shape", over, of=ir.DataType.INT64), of=ir.DataType.INT8, value=one
         )
         blocked = {"block_size": block_size} if block_size else {}
-        return self.add("DequantizeLinear", ones, scale, axis=axis, **blocked)
+        return self.add("DequantizeLinear", ones, scale, of=FLOAT, axis=axis, **blocked)
 
     def replace(self, *results: ir.Value | None) -> None:
         """Lets results stand for the node's outputs, under their names, and removes the node."""
