@@ -105,7 +105,7 @@ class _Found:
             self._add_array(sample, name, one, other)
 
     def _add_array(self, sample: int, name: str, left: np.ndarray[Any, Any], right: np.ndarray[Any, Any]) -> None:
-        texts = left.dtype.kind in "US" and right.dtype.kind in "US"  # their dtype says how long the longest is
+        texts = left.dtype.kind in "OUS" and right.dtype.kind in "OUS"  # their dtype says how long the longest is
         if (left.dtype != right.dtype and not texts) or left.shape != right.shape:
             self.problems.append(
                 f"the output '{name}' is {right.dtype}{list(right.shape)}, it was {left.dtype}{list(left.shape)}"

@@ -9,7 +9,7 @@ from fp8graph.base.files import WrittenFile
 from fp8graph.base.findings import Finding
 from fp8graph.data.attestation import Attestation, Measure, OpVerdict
 from fp8graph.data.comparison import Comparison, DefaultSession, OutputDifference
-from fp8graph.data.plan import Decision, Plan
+from fp8graph.data.plan import Decision, Plan, Quant
 from fp8graph.report.tables import Cell, Paint, count, facts, listed, plain, share, size, table, tally, wrapped
 
 _REASONS_SHOWN = 10
@@ -332,10 +332,21 @@ def _formats(plan: Plan) -> list[str]:
     found: dict[str, int] = {}
     for quant in plan.quants():
         kind = "weights" if quant.scale.origin == "computed" else "activations"
-        per = "one scale per channel" if quant.granularity.blocks else "one scale per tensor"
-        text = f"{kind} {quant.format}, {per}"
+        text = f"{kind} {quant.format}, one scale per {_part(quant)}"
         found[text] = found.get(text, 0) + 1
     return [f"{text} ({number:,})" for text, number in sorted(found.items())]
+
+
+def _part(quant: Quant) -> str:
+    """What one scale is for: tensor, channel, token, or a block and its size."""
+    sizes = [size for _, size in quant.granularity.blocks]
+    large = [size for size in sizes if size > 1]
+    stored = f" stored as {quant.scale.stored.format}" if quant.scale.stored.format else ""
+    if large:
+        return f"block of {' x '.join(map(str, large))}{stored}"
+    if not sizes:
+        return "tensor"
+    return "channel" if quant.scale.origin == "computed" else "token"
 
 
 def _types(findings: Sequence[Finding]) -> list[str]:

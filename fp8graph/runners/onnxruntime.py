@@ -17,9 +17,10 @@ import onnx_ir as ir
 
 from fp8graph.base.errors import BackendError, InputError
 from fp8graph.graph import tensors
+from fp8graph.graph.protos import infer_types
 from fp8graph.graph.save import to_proto, weight_bytes
 from fp8graph.runners.base import Feeds, Outputs
-from fp8graph.runners.expand import bfloat16, everything, small_floats
+from fp8graph.runners.expand import bfloat16, everything, small_floats, vendor_quantization
 from fp8graph.runners.providers import check_used, resolved
 
 _DISABLED = ["ReluQuantRewrite"]
@@ -137,12 +138,15 @@ def fill_types(model: ir.Model, libraries: Sequence[str] = ()) -> int:
     inner = {value.name: value for node in view.graph for value in node.outputs}
     have = {value.name for value in view.graph.outputs}
     view.graph.outputs.extend(inner[value.name] for value in unknown if value.name not in have)
+    found = _spelt_types(view, unknown)
+    unknown = [value for value in unknown if value.dtype is None]
+    if not unknown:
+        return found
     try:
         session = OnnxRuntime(view, libraries=libraries)._session
     except BackendError:
-        return 0
+        return found
     types = {output.name: output for output in session.get_outputs()}
-    found = 0
     for value in unknown:
         said = types.get(value.name)
         dtype = _TYPES.get(said.type) if said is not None else None
@@ -153,6 +157,19 @@ def fill_types(model: ir.Model, libraries: Sequence[str] = ()) -> int:
             value.shape = value.shape or ir.Shape(said.shape)
         found += 1
     return found
+
+
+def _spelt_types(view: ir.Model, unknown: Sequence[ir.Value]) -> int:
+    """Types behind TensorRT's operators, as onnx infers them of the standard ones: the session has other types."""
+    spelt = vendor_quantization.expand(view)
+    if spelt is view:
+        return 0
+    infer_types(spelt)
+    made = {value.name: value for node in spelt.graph for value in node.outputs if value.dtype is not None}
+    found = [(value, made[value.name]) for value in unknown if value.name in made]
+    for value, twin in found:
+        value.type, value.shape = twin.type, value.shape or twin.shape
+    return len(found)
 
 
 def _plain(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -107,7 +107,8 @@ def test_random_data_has_the_shapes_that_the_plan_is_made_for():
     done = fp8graph.optimize(proto, data="random", samples=2, shapes={"x": ((1, 32), (8, 32), (16, 32))})
     assert done.plan.data == "random, seed 0, 2 samples, x of 8x32"
     other = fp8graph.optimize(proto, data="random", samples=2, input_shapes={"x": (4, 32)}, val_range=(0, 2))
-    assert (other.plan.shapes["x"].opt, other.plan.data[-34:]) == ((4, 32), ", values in [0, 2], x of 4x32"[-34:])
+    assert other.plan.shapes["x"].opt == (4, 32)
+    assert other.plan.data == "random, seed 0, 2 samples, values in [0, 2], x of 4x32"
 
 
 def test_such_options_without_data_are_refused():

@@ -216,7 +216,8 @@ CASES = {  # body, opset; all of them also in onnx.reference
 INITIALIZERS = """<int64[2] shape = {4, 30}, int64[2] back = {20, 6}, int64[1] zero = {0}, int64[1] ones = {1},
     int64[1] rows = {6}, int64[4] pads = {0, 0, 0, 0}, float one = {1}, float half = {0.5}, float[1] halves = {0.5},
     float six = {6}, float third = {0.333251953125},
-    float[6] thirds = {0.333251953125, 0.111083984375, 0.0999755859375, 0.333251953125, 0.7001953125, 3}, float[6,2] blocks = {1, 2, 3, 1, 2, 3, 0.3, 0.2, 0.1, 5, 6, 7}, float4e2m1 nothing = {0}>"""
+    float[6] thirds = {0.333251953125, 0.111083984375, 0.0999755859375, 0.333251953125, 0.7001953125, 3},
+    float[6,2] blocks = {1, 2, 3, 1, 2, 3, 0.3, 0.2, 0.1, 5, 6, 7}, float4e2m1 nothing = {0}>"""
 
 
 def written(case: str) -> onnx.ModelProto:

@@ -17,6 +17,7 @@ from fp8graph.graph.load import load
 from fp8graph.numerics import cast
 from fp8graph.numerics.scale import channel_amax, store_scales
 from fp8graph.runners.expand.vendor_quantization import expand
+from fp8graph.runners.onnxruntime import fill_types
 from fp8graph.runners.reference import reference
 from tests.small import model
 
@@ -240,3 +241,13 @@ def test_operators_in_a_function_are_written_out_and_the_model_stays():
     before = ir.to_proto(held).SerializeToString(deterministic=True)
     np.testing.assert_array_equal(reference(held).run({"x": X})["y"], cast.fake_quantize(X, E4M3FN, S))
     assert ir.to_proto(held).SerializeToString(deterministic=True) == before
+
+
+def test_types_behind_the_operators_are_those_of_the_codes():
+    body = DYNAMIC["mxfp8"][0].replace("AXIS", "-1")
+    held = load(vendor(text_of((8, 64), body), w_o=OUTER)).model
+    fill_types(held)
+    types = {value.name: value.dtype for node in held.graph for value in node.outputs}
+    assert types["q"] == ir.DataType.FLOAT8E4M3FN
+    assert types["s"] == ir.DataType.FLOAT8E8M0
+    assert types["y"] == ir.DataType.FLOAT

@@ -238,6 +238,15 @@ CODES = (
         "Nothing: the others have the type. --high-precision-dtype bf16 has the range of fp32.",
     ),
     Code(
+        "FG235",
+        "FP8 that came with the model was left as it is spelled",
+        "Casts, scales or operators of a vendor that say FP8 could not be written as ONNX's Q/DQ bit for bit; the text "
+        "says what stood in the way.",
+        "Engines take FP8 from QuantizeLinear with constant scales alone: the product behind it runs in high precision, "
+        "or the model is not built.",
+        "Export with one constant scale for each activation, or export the float model and let `optimize` quantize it.",
+    ),
+    Code(
         "FG232",
         "a guard against NaN was left behind Softmax",
         "Where(IsNaN(p), 0, p) stands between Softmax and the second product, rows of -inf may need it, and it could "
