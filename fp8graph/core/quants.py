@@ -20,7 +20,7 @@ def policy_facts(recipe: Recipe) -> dict[str, Fact]:
     """What rows of a target may ask about a recipe: `activations` is none, static, dynamic, token or block, `scales`
     of the weights is tensor, channel or block; `block` is the size of an activation's blocks, 0 where it has none."""
     policy = recipe.activations
-    moving = "none" if policy.format == "none" else policy.per
+    moving: str = "none" if policy.format == "none" else policy.per
     if moving == "tensor":
         moving = "dynamic" if policy.scale == "dynamic" else "static"
     return {"activations": moving, "scales": recipe.weights.per, "block": max((*policy.block, 0))}

@@ -138,13 +138,14 @@ def fill_types(model: ir.Model, libraries: Sequence[str] = ()) -> int:
     inner = {value.name: value for node in view.graph for value in node.outputs}
     have = {value.name for value in view.graph.outputs}
     view.graph.outputs.extend(inner[value.name] for value in unknown if value.name not in have)
-    found = _spelt_types(view, unknown)
-    unknown = [value for value in unknown if value.dtype is None]
-    if not unknown:
-        return found
+    found = 0
     try:
-        session = OnnxRuntime(view, libraries=libraries)._session
-    except BackendError:
+        found = _spelt_types(view, unknown)
+        unknown = [value for value in unknown if value.dtype is None]
+        session = OnnxRuntime(view, libraries=libraries)._session if unknown else None
+    except (BackendError, InputError):
+        return found
+    if session is None:
         return found
     types = {output.name: output for output in session.get_outputs()}
     for value in unknown:

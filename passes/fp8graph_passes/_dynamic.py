@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -74,13 +75,14 @@ class Dynamic:
         cut = self.add("Reshape", absolute, self._integers([0] * axis + [(length + missing) // size, size, *behind]))
         peak = self.add("ReduceMax", cut, self._integers([axis + 1]), keepdims=0)
         scale = self._stored(peak, form, quant)
-        how = {"axis": axis, "block_size": size}
+        how: dict[str, Any] = {"axis": axis, "block_size": size}
         codes = self.add(
             "QuantizeLinear", wide, scale, of=ir.DataType(form.onnx_type), output_dtype=form.onnx_type, **how
         )
         codes.shape = value.shape
-        back = {"output_dtype": int(_FLOAT)} if stored.format == "e8m0" else {}
-        return self._cast(self.add("DequantizeLinear", codes, scale, shape=value.shape, **how, **back), dtype)
+        if stored.format == "e8m0":
+            how["output_dtype"] = int(_FLOAT)  # else it would be that of the scales
+        return self._cast(self.add("DequantizeLinear", codes, scale, shape=value.shape, **how), dtype)
 
     def _stored(self, peak: ir.Value, form: Format, quant: Quant) -> ir.Value:
         """The scales of blocks, as they are stored."""

@@ -150,13 +150,13 @@ class _Insertion:
         shape, stored = array.shape, quant.scale.stored.format
         kind = cast.ml_dtype(formats.get(stored)) if stored is not None else None
         along = _along(quant, contraction_axis(place.node, slot, array.ndim))
-        scale = self._stored(graph, value, scales, lambda part: _one_axis(part, quant, shape, along), kind)
+        scale = self._stored(place, value, scales, lambda part: _one_axis(part, quant, shape, along), kind)
         self.coded[value, quant, graph] = codes, scale
         self.replaced.append(value)
 
     def _stored(
         self,
-        graph: ir.Graph,
+        place: walk.Place,
         value: ir.Value,
         scales: StoredScales,
         spread: Callable[[tensors.Array], tensors.Array],
@@ -166,6 +166,8 @@ class _Insertion:
 
         ONNX blocks one axis: blocks of two have their scales repeated along the shorter way, the axis of outputs.
         """
+        graph = place.graph
+        assert isinstance(graph, ir.Graph)
         if scales.codes is None:
             return self._scale(graph, value, spread(np.asarray(scales.effective, np.float32)))
         codes = self._scale(graph, value, spread(scales.codes).view(kind))
@@ -181,7 +183,7 @@ class _Insertion:
             dtype=ir.DataType.FLOAT,
             serves=value.name or "",
         )
-        graph.insert_before(value.uses()[0].node, [node])
+        graph.insert_before(place.node, [node])
         return node.outputs[0]
 
     @staticmethod

@@ -9,7 +9,7 @@ import pytest
 from fp8graph.base.files import WrittenFile
 from fp8graph.base.findings import Finding
 from fp8graph.data.comparison import Comparison, OutputDifference
-from fp8graph.report import tables, text
+from fp8graph.report import attesting, tables, text
 
 from .conftest import attestation, kept, quantized, verdict
 
@@ -136,18 +136,18 @@ def test_an_attestation_lists_what_is_not_as_planned_and_closes_with_one_line():
         conv3=verdict("Conv", "conv3", "fell-back", "the kernel reads f32"),
         logits=verdict("Gemm", "logits", "unknown"),
     )
-    assert text.attested(found, engine="m.engine", model="m.fp8.onnx") == ATTESTED
+    assert attesting.attested(found, engine="m.engine", model="m.fp8.onnx") == ATTESTED
 
 
 def test_an_attestation_that_holds_is_short():
-    said = text.attested(attestation(a=verdict("Conv", "a")), engine="e", model="m")
+    said = attesting.attested(attestation(a=verdict("Conv", "a")), engine="e", model="m")
     assert said.endswith("1 of 1 planned FP8 ops run in FP8 on sm89")
     assert "not as planned" not in said
 
 
 def test_many_broken_ops_are_cut_with_a_pointer():
     found = attestation(**{f"c{i}": verdict("Conv", f"c{i}", "absent") for i in range(30)})
-    assert "  and 10 ops more; --json lists them all" in text.attested(found, engine="e", model="m")
+    assert "  and 10 ops more; --json lists them all" in attesting.attested(found, engine="e", model="m")
 
 
 def test_colour_changes_nothing_but_colour(plan, comparison):
@@ -155,8 +155,8 @@ def test_colour_changes_nothing_but_colour(plan, comparison):
         return f"<{style}>{words}</{style}>"
 
     found = attestation(a=verdict("Conv", "a", "absent"))
-    plain = text.attested(found, engine="e", model="m")
-    painted = text.attested(found, engine="e", model="m", paint=paint)
+    plain = attesting.attested(found, engine="e", model="m")
+    painted = attesting.attested(found, engine="e", model="m", paint=paint)
     for style in ("bold", "dim", "good", "warn", "bad"):
         painted = painted.replace(f"<{style}>", "").replace(f"</{style}>", "")
     assert painted == plain

@@ -70,7 +70,7 @@ def test_ranges_that_were_joined_are_taken_like_those_of_one_run(place, capsys):
         ({"model": None, "data": None, "merge": []}, UsageError, "FG100", "nothing to join"),
         ({"model": None, "data": None, "merge": ["all.json", "./all.json"]}, UsageError, "FG100", "count twice"),
         ({"model": None, "data": None, "merge": ["all.json", "other.json"]}, InputError, "FG110", "two models"),
-        ({"model": None, "data": None, "merge": ["all.json", "fewer.json"]}, InputError, "FG110", "in one of them only"),
+        ({"model": None, "data": None, "merge": ["all.json", "fewer.json"]}, InputError, "FG110", "in one of them"),
         ({"model": None, "data": None, "merge": ["all.json", "m.onnx"]}, InputError, "FG111", "the ranges"),
         ({"model": None, "data": None, "merge": ["all.json", "none.json"]}, InputError, "FG111", "does not exist"),
         ({"model": None, "data": None, "merge": "all.json", "output": "all.json"}, UsageError, "FG103", "all.json"),
@@ -192,7 +192,10 @@ def test_the_command_joins_without_a_model_and_data(place, capsys, words):
     assert "--merge" in capsys.readouterr().err
 
 
-TWO = model("(float[n,32] x, float[m,32] z, float[32,32] w) => (float[n,32] y, float[m,32] v) { y = MatMul(x, w) v = MatMul(z, w) }")  # fmt: skip
+TWO = model("""(float[n,32] x, float[m,32] z, float[32,32] w) => (float[n,32] y, float[m,32] v) {
+    y = MatMul(x, w)
+    v = MatMul(z, w)
+}""")
 
 
 @pytest.mark.parametrize("by", ["data", "ranges"])

@@ -242,8 +242,8 @@ CODES = (
         "FP8 that came with the model was left as it is spelled",
         "Casts, scales or operators of a vendor that say FP8 could not be written as ONNX's Q/DQ bit for bit; the text "
         "says what stood in the way.",
-        "Engines take FP8 from QuantizeLinear with constant scales alone: the product behind it runs in high precision, "
-        "or the model is not built.",
+        "Engines take FP8 from QuantizeLinear with constant scales alone: the product behind it runs in high "
+        "precision, or the model is not built.",
         "Export with one constant scale for each activation, or export the float model and let `optimize` quantize it.",
     ),
     Code(

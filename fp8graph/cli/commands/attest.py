@@ -50,7 +50,7 @@ def run(args: argparse.Namespace, console: Console) -> Outcome:
         )
     requirements = [(_known(name), least) for name, least in args.require or ()]
     from fp8graph import flow
-    from fp8graph.report import text
+    from fp8graph.report import attesting
 
     found = flow.attest(args.engine, model=args.model, plan=args.plan)
     lines, met = [], True
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace, console: Console) -> Outcome:
         )
     fine = found.sound and met if requirements else found.honest
     return Outcome(
-        text=text.attested(
+        text=attesting.attested(
             found,
             engine=args.engine,
             model=args.model,

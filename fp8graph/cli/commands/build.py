@@ -126,7 +126,7 @@ def _workspace(args: argparse.Namespace) -> int | None:
 
 
 def _summary(args: argparse.Namespace, model: str, done: Any, console: Console) -> str:
-    from fp8graph.report import text
+    from fp8graph.report import attesting, text
 
     engine, attestation = args.output, done.attestation
     attest = f"python -m fp8graph attest {shlex.quote(engine or '')} --model {shlex.quote(model)}"
@@ -145,7 +145,7 @@ def _summary(args: argparse.Namespace, model: str, done: Any, console: Console) 
     )
     if attestation is None:
         return said
-    return said + "\n\n" + text.attested(attestation, engine=engine, model=model, paint=console.paint)
+    return said + "\n\n" + attesting.attested(attestation, engine=engine, model=model, paint=console.paint)
 
 
 def _builder(manifest: dict[str, Any]) -> str:
