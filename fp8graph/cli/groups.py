@@ -163,6 +163,20 @@ class Data:
             help="N rows of each array in a sample, where that is free (1)",
         )
         group.add_argument("--seed", type=values.whole(), default=0, metavar="N", help="for random data (0)")
+        Data._random(parser, group)
+        parser.option(
+            group,
+            "--providers",
+            nargs="+",
+            action="extend",
+            metavar="P",
+            known_as=("--calibration-eps",),
+            help="of ONNX Runtime: cpu, cuda:0 (cpu)",
+        )
+        CustomOps.add(parser, group)
+
+    @staticmethod
+    def _random(parser: Parser, group: argparse._ArgumentGroup) -> None:
         group.add_argument(
             "--val-range",
             nargs="+",
@@ -181,16 +195,6 @@ class Data:
             known_as=("--calibration-shapes",),
             help="of random data (1 where the model leaves a size open)",
         )
-        parser.option(
-            group,
-            "--providers",
-            nargs="+",
-            action="extend",
-            metavar="P",
-            known_as=("--calibration-eps",),
-            help="of ONNX Runtime: cpu, cuda:0 (cpu)",
-        )
-        CustomOps.add(parser, group)
 
     @staticmethod
     def read(args: argparse.Namespace, command: str, *, needed: bool = False) -> dict[str, Any]:

@@ -102,6 +102,7 @@ class Target:
     builder     engine builder, or empty where there is none
     decompose   op types that are written out as simpler ones before planning, where that can be done
     types       high-precision types that some ops cannot have
+    scales      formats that scales may be stored in beside float32; other powers of two are written as float32
     epilogues   what FP8 ops lose that half precision has: a note, no cost
     qdq         how it reads Q/DQ of anybody's
     """
@@ -119,6 +120,7 @@ class Target:
     asked: str = ""
     decompose: tuple[str, ...] = ()
     types: tuple[TypeRow, ...] = ()
+    scales: tuple[str, ...] = ()
     epilogues: tuple[Epilogue, ...] = ()
     qdq: Qdq = _NO_QDQ
 
@@ -210,6 +212,7 @@ def _from_table(table: dict[str, Any], spec: str, asked: list[str]) -> Target:
         builder=str(table.get("builder", "")),
         asked=spec,
         decompose=tuple(table.get("decompose", ())),
+        scales=tuple(table.get("scales", ())),
         types=tuple(_sourced(TypeRow, item, "types") for item in table.get("types", ())),
         epilogues=tuple(_sourced(Epilogue, item, "behind") for item in table.get("epilogues", ())),
         qdq=Qdq.from_table(table.get("qdq")),

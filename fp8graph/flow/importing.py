@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fp8graph.importers.placing import Placing
 
 SOURCES = ("auto", "safetensors", "qdq", "modelopt-cache", "trt-cache", "ort-table")
-GIVEN = "fp8graph.given"
+GIVEN = "fp8graph.given_scales"
 _OPSET = 21  # the first with block_size and output_dtype
 _IR_VERSION = 10
 _SHOWN = 8

@@ -32,7 +32,8 @@ _FLOAT = ir.DataType.FLOAT
 class Dynamic:
     """Writes the nodes of one op; all arithmetic is float32."""
 
-    def __init__(self, place: walk.Place, names: edit.Names) -> None:
+    def __init__(self, place: walk.Place, names: edit.Names, scales: Sequence[str]) -> None:
+        self.scales = scales
         assert isinstance(place.graph, ir.Graph)
         self.place, self.graph, self.names = place, place.graph, names
         self.nodes: list[ir.Node] = []
@@ -58,7 +59,7 @@ class Dynamic:
 
     def blocked(self, value: ir.Value, quant: Quant, dtype: ir.DataType) -> ir.Value:
         """The operand behind blocked Q/DQ with scales of this run, in `dtype`."""
-        form, stored = formats.get(quant.format), quant.scale.stored
+        form = formats.get(quant.format)
         (axis, size), *more = [(axis, size) for axis, size in quant.granularity.blocks if size > 1]
         rank = len(value.shape or ())
         assert not more and value.shape is not None
@@ -80,7 +81,7 @@ class Dynamic:
             "QuantizeLinear", wide, scale, of=ir.DataType(form.onnx_type), output_dtype=form.onnx_type, **how
         )
         codes.shape = value.shape
-        if stored.format == "e8m0":
+        if scale.dtype != _FLOAT:
             how["output_dtype"] = int(_FLOAT)  # else it would be that of the scales
         return self._cast(self.add("DequantizeLinear", codes, scale, shape=value.shape, **how), dtype)
 
@@ -95,7 +96,8 @@ class Dynamic:
             ratio = self.add("Div", peak, self._number(divisor))
             ratio = self.add("Max", ratio, self._number(float(SMALLEST_SCALE)))
             mode = "down" if stored.rule == "ocp" else "up"
-            return self.add("Cast", ratio, of=ir.DataType(kind.onnx_type), to=kind.onnx_type, round_mode=mode)
+            codes = self.add("Cast", ratio, of=ir.DataType(kind.onnx_type), to=kind.onnx_type, round_mode=mode)
+            return codes if stored.format in self.scales else self.add("Cast", codes, to=int(_FLOAT))
         assert quant.scale.value is not None
         outer = self._number(quant.scale.value)
         ratio = self.add("Div", peak, self._number(float(form.max)))

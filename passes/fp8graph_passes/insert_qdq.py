@@ -13,7 +13,7 @@ Exactness      it is the quantization itself
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -47,7 +47,7 @@ class InsertQDQ(RewritePass):
         """Every quantized op of the plan once. Raises InputError FG212 for a weight that is not finite."""
         if ctx.plan is None:
             return 0
-        work = _Insertion(model, ctx.plan.arrays)
+        work = _Insertion(model, ctx.plan.arrays, ctx.target.scales)
         for place in list(walk.walk(model)):
             decision = ctx.plan.ops.get(place.key)
             if decision is None:
@@ -61,7 +61,8 @@ class InsertQDQ(RewritePass):
 
 
 class _Insertion:
-    def __init__(self, model: ir.Model, arrays: Mapping[str, tensors.Array]) -> None:
+    def __init__(self, model: ir.Model, arrays: Mapping[str, tensors.Array], scales: Sequence[str]) -> None:
+        self.scales = scales
         self.arrays = arrays
         self.names = edit.Names(model)
         # Codes and scale, once in each graph that reads the value: codes do not pass into a branch either.
@@ -105,11 +106,11 @@ class _Insertion:
     def rescale(self, place: walk.Place) -> None:
         """Multiplies an op's result by the scales that its operands were divided by."""
         if self.due:
-            Dynamic(place, self.names).rescaled(self.due)
+            Dynamic(place, self.names, self.scales).rescaled(self.due)
             self.due = []
 
     def _dynamic(self, place: walk.Place, value: ir.Value, quant: Quant, high: High) -> ir.Value:
-        work = Dynamic(place, self.names)
+        work = Dynamic(place, self.names, self.scales)
         if is_block(quant):
             self._number(quant)
             done = work.blocked(value, quant, tensors.ONNX[high])
@@ -150,7 +151,7 @@ class _Insertion:
         shape, stored = array.shape, quant.scale.stored.format
         kind = cast.ml_dtype(formats.get(stored)) if stored is not None else None
         along = _along(quant, contraction_axis(place.node, slot, array.ndim))
-        scale = self._stored(place, value, scales, lambda part: _one_axis(part, quant, shape, along), kind)
+        scale = self._stored(place, value, quant, scales, lambda part: _one_axis(part, quant, shape, along), kind)
         self.coded[value, quant, graph] = codes, scale
         self.replaced.append(value)
 
@@ -158,6 +159,7 @@ class _Insertion:
         self,
         place: walk.Place,
         value: ir.Value,
+        quant: Quant,
         scales: StoredScales,
         spread: Callable[[tensors.Array], tensors.Array],
         kind: Any,
@@ -168,7 +170,7 @@ class _Insertion:
         """
         graph = place.graph
         assert isinstance(graph, ir.Graph)
-        if scales.codes is None:
+        if scales.codes is None or (scales.outer is None and quant.scale.stored.format not in self.scales):
             return self._scale(graph, value, spread(np.asarray(scales.effective, np.float32)))
         codes = self._scale(graph, value, spread(scales.codes).view(kind))
         if scales.outer is None:

@@ -155,7 +155,7 @@ def test_scales_of_caches_are_written_down(ending: str, tmp_path: Path):
     )
     assert done.caches == {name: 0.5}
     metadata = {item.key: item.value for item in done.model.metadata_props}
-    assert json.loads(metadata["fp8graph.given"]) == {name: 0.5}
+    assert json.loads(metadata["fp8graph.given_scales"]) == {name: 0.5}
     assert [(item.code, item.severity) for item in done.findings] == [("FG118", "info")]
 
 

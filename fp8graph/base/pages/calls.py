@@ -71,7 +71,8 @@ CODES = (
     Code(
         "FG108",
         "the data cannot be read",
-        "The file is missing, is no .npz, .npy or folder of those, or holds pickled objects.",
+        "The file is missing, is no .npz, .npy, feeds of Polygraphy or folder of those, or holds pickled objects; or a "
+        "script:FILE.py:FUNCTION cannot be imported, or fails.",
         "Pickled arrays can run code when they are opened, so they are refused.",
         "Save plain arrays: numpy.savez('calib.npz', x=array). An array of dtype object needs a numeric dtype first.",
     ),
@@ -125,8 +126,8 @@ CODES = (
     Code(
         "FG115",
         "a checkpoint cannot be read",
-        "A safetensors file, an index or a shard is missing, cut short, or its header does not say the truth: overlapping "
-        "or impossible offsets, a dtype that does not exist, a name that stands twice. Or the checkpoint is a pickle.",
+        "A safetensors file, an index or a shard is missing or cut short, or its header does not say the truth: "
+        "overlapping or impossible offsets, a dtype that does not exist, a name that stands twice. Or the checkpoint is a pickle.",
         "A file that lies about itself is not believed in part, and a pickle can run code when it is opened.",
         "Download it again. A pickle is saved as safetensors where torch is: safetensors.torch.save_file.",
     ),
@@ -136,22 +137,22 @@ CODES = (
         "A weight in FP8 has no scale, or one of a shape that fits no granularity; a scale is zero, negative, NaN or "
         "infinite; a weight holds NaN; or the weights are stored in a way that `import` does not read.",
         "One wrong scale spoils a whole layer and looks like any other number.",
-        "Write or download the checkpoint anew. Shapes that are read: one number, one for each output channel, and blocks "
-        "of the size that config.json says (128 x 128 where it says none).",
+        "Write or download the checkpoint anew. Shapes that are read: one number, one for each output channel, and "
+        "blocks of the size that config.json says (128 x 128 where it says none).",
     ),
     Code(
         "FG117",
         "a checkpoint and a model do not belong together",
-        "Tensors of the checkpoint found no place in the model, weights of the model found none in the checkpoint, or a "
-        "weight has another shape there.",
+        "Tensors of the checkpoint found no place in the model, weights of the model found none in the checkpoint, or "
+        "a weight has another shape there.",
         "A layer that keeps the weights that the export happened to have gives numbers that nobody has trained.",
         "Export the model from the same architecture. What may be left over is named by --allow-unmatched 'GLOB'.",
     ),
     Code(
         "FG118",
         "a given scale has no place in the graph",
-        "The checkpoint brings a scale that this graph has no tensor for, such as that of a cache of keys and values in a "
-        "graph without caches. It stands in the result and in the model's metadata (fp8graph.given).",
+        "The checkpoint brings a scale that this graph has no tensor for, such as that of a cache of keys and values in "
+        "a graph without caches. It stands in the result and in the model's metadata (fp8graph.given_scales).",
         "Nothing is rounded with it; whoever reads the model can still find it.",
         "Nothing, where the cache is not to be FP8.",
     ),

@@ -113,7 +113,7 @@ def _spread(floats: Array, bounds: Range, spec: InputSpec) -> Array:
 def _whole(bounds: Range, spec: InputSpec) -> tuple[int, int]:
     if not all(float(bound).is_integer() for bound in bounds):
         raise _beyond(bounds, spec, f"{spec.dtype} holds whole numbers")
-    ends = (0, 1) if spec.dtype == np.bool_ else (int(np.iinfo(spec.dtype).min), int(np.iinfo(spec.dtype).max))  # type: ignore[arg-type]
+    ends = (0, 1) if spec.dtype == np.bool_ else (int(np.iinfo(spec.dtype).min), int(np.iinfo(spec.dtype).max))
     low, high = int(bounds[0]), int(bounds[1])
     if low < ends[0] or high > min(ends[1], 2**63 - 1):
         raise _beyond(bounds, spec, f"{spec.dtype} goes from {ends[0]} to {ends[1]}")
