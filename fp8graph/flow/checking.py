@@ -56,6 +56,7 @@ class _Mend:
 _MENDS = (
     _Mend(("FG340",), "inlined functions"),
     _Mend(("FG311",), "raised the opset", "raise-opset"),
+    _Mend(("FG317", "FG318"), "wrote Casts to and from FP8 as Q/DQ", "standardize-fp8-casts"),
     _Mend(("FG307",), "gave scales of shape [1] rank 0", "unwrap-scales"),
     _Mend(("FG312",), "let DequantizeLinear give fp32 where a Cast was in the way", "widen-dequantized"),
     _Mend(("FG319",), "took guards against NaN away from behind Softmax", "drop-nan-guard"),

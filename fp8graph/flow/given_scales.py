@@ -37,7 +37,8 @@ def plan_with(model: Any, path: Path, kind: str, target: str | None, recipe: Any
     reader = importlib.import_module(f"fp8graph.importers.{READERS[kind]}")
     amax: Mapping[str, float] = reader.read(path)
     plan = optimize(model, plan_only=True, target=target, recipe=recipe).plan
-    made = _Giving(amax, kind, str(path))
+    quants = [quant for op in plan.ops.values() for quant in op.inputs.values()]
+    made = _Giving(amax, kind, str(path), _together(quants))
     ops = {
         key: replace(op, inputs={slot: made.given(quant) for slot, quant in op.inputs.items()})
         for key, op in plan.ops.items()
@@ -57,9 +58,22 @@ def given_names(plan: Plan, kind: str) -> tuple[str, ...]:
     return tuple(sorted({quant.value for quant in quants if quant.scale.rule == kind}))
 
 
+def _together(quants: Sequence[Quant]) -> list[set[str]]:
+    """Tensors that have one scale. Calibration sees a Concat's range hold its operands'; a file may say otherwise."""
+    groups: list[set[str]] = []
+    for quant in quants:
+        if quant.scale.over:
+            group = {quant.value, *quant.scale.over}
+            for other in [other for other in groups if other & group]:
+                groups.remove(other)
+                group |= other
+            groups.append(group)
+    return groups
+
+
 class _Giving:
-    def __init__(self, amax: Mapping[str, float], kind: str, where: str) -> None:
-        self.amax, self.kind, self.where = amax, kind, where
+    def __init__(self, amax: Mapping[str, float], kind: str, where: str, groups: Sequence[set[str]]) -> None:
+        self.amax, self.kind, self.where, self.groups = amax, kind, where, groups
         self.used: set[str] = set()
         self.missing: set[str] = set()
 
@@ -68,7 +82,7 @@ class _Giving:
         scale = quant.scale
         if scale.origin != "observed" or quant.granularity.blocks:
             return quant
-        names: Sequence[str] = (quant.value, *scale.over)
+        names = sorted(next((group for group in self.groups if quant.value in group), {quant.value}))
         lacking = [name for name in names if name not in self.amax]
         if lacking:
             self.missing.update(lacking)

@@ -10,6 +10,7 @@ What it does   1. A Cast from float to FP8 that saturates becomes QuantizeLinear
                3. A Div by a constant in front of such a QuantizeLinear becomes its scale, in fp32: in fp16 and bf16 the
                   quotient is rounded before it is encoded, and stays.
                4. A Clip there that cuts nothing but what saturation would goes.
+               The opset is raised to 21, the first whose QuantizeLinear says its type by an attribute.
                A list of scales is taken over for weights, along one axis. A scale that is computed, or one in blocks,
                stays as the Mul it is: the model builds, but FP8 ends at the Mul.
 Why            torch exports its float8 as Div, Clip, Cast, Cast, Mul. TensorRT takes FP8 from QuantizeLinear alone, so
@@ -36,7 +37,7 @@ from fp8graph.graph.constants import constants, number
 
 _FP8 = ("e4m3fn", "e5m2", "e4m3fnuz", "e5m2fnuz")
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-_LEAST = 21  # the first opset whose QuantizeLinear says its type by `output_dtype`
+_LEAST = 21  # has `output_dtype`
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,10 @@ class StandardizeFp8Casts(RewritePass):
 
     def rewrite(self, model: ir.Model, ctx: Context) -> int:
         """Cases 1 to 4, in the main graph and in bodies; functions hold no initializers and are left."""
-        if opset.opset_of(model) < _LEAST:
+        if not any(_turns_fp8(place.node) for place in walk.walk(model) if isinstance(place.graph, ir.Graph)):
             return 0
+        if opset.raise_opset(model, _LEAST):
+            model.ir_version = max(model.ir_version, 10)  # the first that knows opset 21's types
         work = _Spelling(model, ctx)
         places = [place for place in walk.walk(model) if isinstance(place.graph, ir.Graph)]
         # Scales are looked for when every Cast has become Q or DQ: their readers come later in the graph.
@@ -68,16 +71,14 @@ class _Spelling:
     def cast(self, place: walk.Place) -> int:
         """Case 1, and case 4 where what is cast comes from a Clip."""
         node = place.node
-        value = given(node, 0)
-        if node.op_type != "Cast" or node.domain not in ONNX or value is None or node.attributes["to"].is_ref():
+        if not _turns_fp8(node):
             return 0
-        of, to = value.dtype, ir.DataType(attribute(node, "to"))
-        if word(of) in _FP8 and to in _FLOATS:
+        value, to = node.inputs[0], ir.DataType(attribute(node, "to"))
+        assert value is not None and value.dtype is not None
+        of = value.dtype
+        if to in _FLOATS:
             self.made.add(self._put(node, "DequantizeLinear", value, self._one(to), to))
             return 1
-        if of not in _FLOATS or word(to) not in _FP8:
-            return 0
-        assert of is not None
         source, clipped = _unclipped(value, float(formats.get(word(to)).max)), 1
         if source is None:
             source, clipped = value, 0
@@ -199,6 +200,15 @@ class _Spelling:
             edit.remove([maker])
             for each in inputs:
                 self._tidy(each)
+
+
+def _turns_fp8(node: ir.Node) -> bool:
+    """Whether a node is a Cast from float to FP8, or from FP8 to float."""
+    value = given(node, 0)
+    if node.op_type != "Cast" or node.domain not in ONNX or value is None:
+        return False
+    of, to = value.dtype, ir.DataType(attribute(node, "to"))
+    return (word(of) in _FP8 and to in _FLOATS) or (of in _FLOATS and word(to) in _FP8)
 
 
 def _unclipped(value: ir.Value, most: float) -> ir.Value | None:

@@ -50,7 +50,8 @@ class StandardizeTrtQDQ(RewritePass):
             if _is_one(place.node, model):
                 place.node.domain = _DOMAIN  # the converter keeps what is of a domain of its own
         model.graph.opset_imports.setdefault(_DOMAIN, 1)
-        opset.raise_opset(model, _LEAST)
+        if opset.raise_opset(model, _LEAST):
+            model.ir_version = max(model.ir_version, 10)  # the first that knows opset 21's types
         names, changed = edit.Names(model), 0
         for place in list(walk.walk(model)):
             if _is_one(place.node, model):

@@ -97,6 +97,19 @@ def test_fix_writes_a_model_in_which_what_can_be_mended_is(cli, broken, tmp_path
     assert again["result"]["done"] == [] and again["result"]["fixed"] == []
 
 
+def test_fix_writes_casts_to_fp8_as_pairs(cli, tmp_path):
+    text = """(float[2,32] x, float w_s, float8e4m3fn[32,16] w) => (float[2,16] y) {
+        v = Div(x, w_s) c = Cast <to = 17> (v) b = Cast <to = 1> (c) m = Mul(b, w_s)
+        u = Cast <to = 1> (w) t = Mul(u, w_s) y = MatMul(m, t) }"""
+    path, out = tmp_path / "m.onnx", tmp_path / "o.onnx"
+    onnx.save(model(text, opset=19, w_s=np.array(0.3)), path)
+    result = cli("check", path, "--fix", "-o", out, "--json").json
+    assert {item["code"] for item in result["result"]["fixed"]} == {"FG317", "FG318"}
+    assert result["findings"] == [] and cli("check", out).status == 0
+    kinds = [node.op_type for node in onnx.load(out).graph.node]
+    assert kinds == ["QuantizeLinear", "DequantizeLinear", "DequantizeLinear", "MatMul"]
+
+
 def test_fix_says_what_is_left(cli, tmp_path):
     text = """(float[2,32] x, float w_s, float8e4m3fn[32,16] w) => (float[2,16] y) {
         q = QuantizeLinear <output_dtype = 17> (x, w_s) d = DequantizeLinear (q, w_s)

@@ -12,9 +12,11 @@ import onnx
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from fp8graph import import_plan
+from fp8graph.base.errors import InputError
 from tests.conftest import ROOT
 from tests.importers.making import codes, entry, file_of, held, linear, write
-from tests.small import contents, sha
+from tests.small import contents, refused, sha
 
 ONE = ("F32", np.float32(1))
 
@@ -168,27 +170,20 @@ def spoil(case: str, folder: Path) -> None:
 def test_a_folder_that_is_no_checkpoint_is_refused(case: str, tmp_path: Path):
     folder = tmp_path / "c"
     folder.mkdir()
-    onnx.save(linear((8, 16)), tmp_path / "m.onnx")
     spoil(case, folder)
-    done = fp8graph(tmp_path, "import", "c", "--model", "m.onnx", "-o", "o.onnx")
     code, says = BAD_FOLDERS[case]
-    assert (done.returncode, f"error[{code}]" in done.stderr) == (3, True), done.stderr
-    assert says in done.stderr
-    assert not (tmp_path / "o.onnx").exists()
+    before = contents(tmp_path)
+    with refused(InputError, code, says):
+        import_plan(folder, model=linear((8, 16)), output=tmp_path / "o.onnx")
+    assert contents(tmp_path) == before
 
 
 def test_a_folder_an_index_and_loose_shards_are_one_checkpoint(tmp_path: Path):
-    folder = tmp_path / "c"
-    folder.mkdir()
-    onnx.save(linear((8, 16)), tmp_path / "m.onnx")
-    spoil("", folder)
-    digests = set()
-    for source in ("c", "c/model.safetensors.index.json", "c"):
-        done = fp8graph(tmp_path, "import", source, "--model", "m.onnx", "-o", "o.onnx", "--force")
-        assert done.returncode == (3 if "index" in source and not digests else 0), done.stderr
-        digests.add(sha(tmp_path / "o.onnx"))
-        index(folder, SHARDS)
-    assert len(digests) == 1
+    spoil("", tmp_path)
+    loose = import_plan(tmp_path, model=linear((8, 16))).model
+    path = index(tmp_path, SHARDS)
+    assert import_plan(path, model=linear((8, 16))).model == loose
+    assert import_plan(tmp_path, model=linear((8, 16))).model == loose
 
 
 def test_a_great_checkpoint_is_streamed(tmp_path: Path):

@@ -173,3 +173,25 @@ def test_a_missing_file_is_refused(tmp_path: Path):
         with pytest.raises(InputError) as raised:
             fp8graph.import_plan(tmp_path / "none", model=model(TEXT), from_=kind)
         assert "none" in raised.value.where
+
+
+def test_tensors_under_one_scale_have_that_of_the_largest(tmp_path: Path):
+    """A Concat and its operands share one: the file must give all of them."""
+    (tmp_path / "concat.toml").write_text('extends = "fp8-default"\n[quantize]\nconcat = true\n')
+    text = """(float[2,32] x, float[32,32] w_a, float[32,32] w_b, float[64,16] w_c, float[32,16] w_d)
+        => (float[2,16] y, float[2,16] z) {
+        a = MatMul(x, w_a) b = MatMul(x, w_b) c = Concat<axis = 1>(a, b) y = MatMul(c, w_c) z = MatMul(b, w_d)
+    }"""
+    asked: dict[str, Any] = {"recipe": str(tmp_path / "concat.toml"), "from_": "ort-table"}
+    table = tmp_path / "calibration.json"
+    for b, c in (
+        (3.5, -7),
+        (-7, 3.5),
+    ):  # the second is no range that calibration can see, and an entropy calibrator can
+        table.write_text(json.dumps({"x": [0, 1], "b": [0, b], "c": [c, 0]}))
+        plan = fp8graph.import_plan(table, model=model(text), **asked).plan
+        assert plan is not None
+        assert {scales(plan)[name][2] for name in ("b", "c")} == {7 / 448}
+    table.write_text('{"x": [0, 1], "c": [-7, 3.5]}')
+    with refused(InputError, "FG117", "model: b"):
+        fp8graph.import_plan(table, model=model(text), **asked)

@@ -127,7 +127,7 @@ CODES = (
         "FG115",
         "a checkpoint cannot be read",
         "A safetensors file, an index or a shard is missing or cut short, or its header does not say the truth: "
-        "overlapping or impossible offsets, a dtype that does not exist, a name that stands twice. Or the checkpoint is a pickle.",
+        "overlapping or impossible offsets, a dtype that does not exist, a name that stands twice. Or it is a pickle.",
         "A file that lies about itself is not believed in part, and a pickle can run code when it is opened.",
         "Download it again. A pickle is saved as safetensors where torch is: safetensors.torch.save_file.",
     ),
@@ -151,8 +151,8 @@ CODES = (
     Code(
         "FG118",
         "a given scale has no place in the graph",
-        "The checkpoint brings a scale that this graph has no tensor for, such as that of a cache of keys and values in "
-        "a graph without caches. It stands in the result and in the model's metadata (fp8graph.given_scales).",
+        "The checkpoint brings a scale that this graph has no tensor for, such as that of a cache of keys and values "
+        "in a graph without caches. It stands in the result and in the model's metadata (fp8graph.given_scales).",
         "Nothing is rounded with it; whoever reads the model can still find it.",
         "Nothing, where the cache is not to be FP8.",
     ),

@@ -139,7 +139,8 @@ CODES = (
         "an FP8 tensor comes from an operator that makes none",
         "A Cast to FP8, as PyTorch exports emulated FP8.",
         "The builder refuses the model: 'has datatype FP8 but is not produced by'.",
-        "Write x / s, Cast to FP8, Cast back, * s as QuantizeLinear and DequantizeLinear with the scale s.",
+        "`optimize` and `check --fix` write x / s, Cast to FP8, Cast back, * s as QuantizeLinear and DequantizeLinear "
+        "with the scale s, where that is the same bit for bit.",
     ),
     Code(
         "FG319",
