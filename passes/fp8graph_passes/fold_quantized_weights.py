@@ -3,7 +3,8 @@
 With c = encode(w / s):   DQ(Q(w, s), s) = DQ(c, s),   bit for bit.
 
 What it does   A QuantizeLinear to FP8 on a constant, with a constant scale (one, along an axis, or in blocks along one)
-               and no zero point but 0, becomes its codes. The DequantizeLinear behind it, and its scale, stay.
+               and no zero point but 0, becomes its codes; a Cast between the two is done first. The DequantizeLinear
+               behind it, and its scale, stay.
 Why            ModelOpt, Transformer Engine and fake quantization leave weights in fp32, fp16 or bf16 in front of
                QuantizeLinear: a file of four times the size that the builder rounds itself, and some with the rounded
                reciprocal of the scale.
@@ -29,7 +30,7 @@ from fp8graph.graph.constants import number
 from fp8graph.numerics import cast
 
 _FP8 = ("e4m3fn", "e5m2", "e4m3fnuz", "e5m2fnuz")
-_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
 
 @dataclass(frozen=True)
@@ -48,26 +49,40 @@ class FoldQuantizedWeights(RewritePass):
             found = _read(node) if isinstance(graph, ir.Graph) else None
             if found is None or node.outputs[0].is_graph_output():
                 continue
-            weight, format, scale, granularity = found
-            key = (weight, format.name, scale.tobytes(), scale.shape, granularity)
+            weight, dtype = _source(node)
+            assert weight is not None and dtype is not None
+            format, scale, granularity = found
+            key = (weight, dtype, format.name, scale.tobytes(), scale.shape, granularity)
             if key not in stored:
-                stored[key] = _codes(weight, format, scale, granularity, names)
-            before = [value for value in node.inputs if value is not None]
+                stored[key] = _codes(weight, dtype, format, scale, granularity, names)
+            before = [weight, *(value for value in node.inputs if value is not None)]
+            maker = before[1].producer()
             edit.take_over(node.outputs[0], stored[key])
             edit.remove([node])
+            if maker is not None and not maker.outputs[0].uses() and not maker.outputs[0].is_graph_output():
+                edit.remove([maker])
             edit.drop_unused_initializers(before)
             changed += 1
         return changed
 
 
-def _read(node: ir.Node) -> tuple[ir.Value, Format, tensors.Array, Granularity] | None:
-    """Weight, format, scale in float32 and its granularity; None for what is not folded."""
+def _source(node: ir.Node) -> tuple[ir.Value | None, ir.DataType | None]:
+    """The constant that a QuantizeLinear reads, and the type in which it does: another than its own behind a Cast."""
+    value = given(node, 0)
+    maker = value.producer() if value is not None else None
+    if maker is not None and maker.op_type == "Cast" and maker.domain in ONNX:
+        return given(maker, 0), ir.DataType(attribute(maker, "to"))
+    return value, value.dtype if value is not None else None
+
+
+def _read(node: ir.Node) -> tuple[Format, tensors.Array, Granularity] | None:
+    """Format, scale in float32 and its granularity; None for what is not folded."""
     if node.op_type != "QuantizeLinear" or node.domain not in ONNX:
         return None
-    weight, zero = given(node, 0), given(node, 2)
+    (weight, dtype), zero = _source(node), given(node, 2)
     format = word(zero.dtype if zero is not None else ir.DataType(attribute(node, "output_dtype")))
     scale, shape = number(given(node, 1)), tensors.dims(weight)
-    if weight is None or not tensors.is_constant(weight) or weight.dtype not in _FLOATS or format not in _FP8:
+    if weight is None or not tensors.is_constant(weight) or not {weight.dtype, dtype} <= _FLOATS or format not in _FP8:
         return None
     if scale is None or shape is None or not isinstance(weight.graph, ir.Graph):
         return None
@@ -87,18 +102,25 @@ def _read(node: ir.Node) -> tuple[ir.Value, Format, tensors.Array, Granularity] 
         scale = scale.reshape(())
     if scale.shape != granularity.scale_shape(sizes):
         return None
-    return weight, formats.get(format), scale.astype(np.float32), granularity
+    return formats.get(format), scale.astype(np.float32), granularity
 
 
 def _codes(
-    weight: ir.Value, format: Format, scale: tensors.Array, granularity: Granularity, names: edit.Names
+    weight: ir.Value,
+    dtype: ir.DataType,
+    format: Format,
+    scale: tensors.Array,
+    granularity: Granularity,
+    names: edit.Names,
 ) -> ir.Value:
     """The codes of a weight as an initializer beside it; computed when they are read or written."""
 
     def encoded(array: tensors.Array) -> tensors.Array:
-        return cast.encode(array, format, scale, granularity).view(cast.ml_dtype(format))
+        with np.errstate(over="ignore"):  # an infinity saturates
+            read = array.astype(dtype.numpy(), copy=False)
+        return cast.encode(read, format, scale, granularity).view(cast.ml_dtype(format))
 
-    dtype = ir.DataType(format.onnx_type)
-    codes = tensors.lazy_from(weight, names.fresh(f"{weight.name}_{format.name}"), encoded, dtype=dtype)
+    made = ir.DataType(format.onnx_type)
+    codes = tensors.lazy_from(weight, names.fresh(f"{weight.name}_{format.name}"), encoded, dtype=made)
     assert isinstance(weight.graph, ir.Graph)
     return edit.register(weight.graph, codes)

@@ -39,10 +39,11 @@ ENGINE = (
     y = Gemm <transB = 1> (d, v)
 }"""
 )
+# Numbers in fp16 are written as their bits.
 MODELOPT = (
     HEAD.format(opset=19)
     + """modelopt (float16[16,64] x, float16[32,64] w_1) => (float16[16,32] y)
-<float16 s = {0.017}, float16 t = {0.0021}, float8e4m3fn zero = {0}> {
+<float16 s = {9306}, float16 t = {6221}, float8e4m3fn zero = {0}> {
     q = QuantizeLinear (x, s, zero)
     d = DequantizeLinear (q, s, zero)
     u = QuantizeLinear (w_1, t, zero)

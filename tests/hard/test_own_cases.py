@@ -412,7 +412,8 @@ def test_a_tensor_that_fp16_would_make_zero_stays_fp32():
     text = "m (float[N,16] x, float[16,16] w_0) => (float[N,16] y) <float tiny = {1e-30}, float huge = {1e30}> "
     proto = from_text(HEAD + text + "{ small = Mul(x, tiny) h = MatMul(small, w_0) y = Mul(h, huge) }")
     done = optimized(proto, feeds(proto), high_precision_dtype="fp16")
-    assert {"FG214", "FG225"} == {item.code for item in done.findings}  # FG225: the Mul behind the product is no epilogue
+    # FG225: the Mul behind the product is no epilogue
+    assert {"FG214", "FG225"} == {item.code for item in done.findings}
     assert done.plan.ops["h"].high == "fp32"
 
 

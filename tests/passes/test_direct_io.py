@@ -114,3 +114,19 @@ def test_an_input_that_overflows_fp16_keeps_its_type():
         "the input 'x' keeps its type: no operator reads it in fp16"
     ]
     assert not done.comparison.problems
+
+
+def test_a_reader_that_keeps_the_old_type_gets_a_cast():
+    proto = model("""(float[2,32] x, int64 m) => (float[2,32] y, float[2,32] l) {
+        y = Relu(x)
+        c = Constant <value = bool {1}> ()
+        l = Loop <body = b (int64 i, bool d, float[2,32] v) => (bool e, float[2,32] o) {
+            e = Identity(d)
+            o = Neg(v)
+        }> (m, c, x)
+    }""")
+    done = optimized(proto, data=[{"x": feed["x"], "m": np.array(2)} for feed in feeds(proto)])
+    onnx.checker.check_model(done.model, full_check=True)
+    assert kinds(done.model) == {"x": KINDS["fp16"], "m": ir.DataType.INT64, "y": KINDS["fp16"], "l": FLOAT}
+    assert not done.comparison.problems
+    assert [node.input[2] for node in done.model.graph.node if node.op_type == "Loop"] == ["x_fp32"]

@@ -61,6 +61,29 @@ def test_one_weight_is_stored_once_and_stays_for_who_reads_it_in_float():
     assert done.same()
 
 
+CAST = """(float[2,8] x, {kind}[8,4] w, {to} w_s) => ({to}[2,8] z, {to}[8,4] d) {{
+    c = Cast <to = {code}> (w)
+    q = QuantizeLinear <output_dtype = 17> (c, w_s)
+    d = DequantizeLinear (q, w_s)
+    z = Cast <to = {code}> (x)
+}}"""
+
+
+@pytest.mark.parametrize(("kind", "to", "code"), [("bfloat16", "float", 1), ("float", "float16", 10)])
+def test_a_cast_in_front_is_done_first(kind, to, code):
+    done = run(FoldQuantizedWeights(), model(CAST.format(kind=kind, to=to, code=code), w_s=0.07))
+    assert done.count == 1 and dict(done.kinds) == {"DequantizeLinear": 1, "Cast": 1}
+    assert set(done.constants) == {"w_e4m3fn", "w_s"}
+    assert done.same()
+
+
+def test_a_cast_that_others_read_stays():
+    shared = CAST.format(kind="bfloat16", to="float", code=1).replace("=> (", "=> (float[8,4] c, ")
+    done = run(FoldQuantizedWeights(), model(shared, w_s=0.07))
+    assert done.count == 1 and done.kinds["Cast"] == 2 and {"w", "w_e4m3fn"} < set(done.constants)
+    assert done.same()
+
+
 def test_a_zero_point_of_zero_names_the_format():
     zero = """(float[2,8] x, float[8,4] w, float[4] w_s, float8e5m2[4] w_z) => (float[2,4] y) {
         q = QuantizeLinear(w, w_s, w_z) d = DequantizeLinear(q, w_s, w_z) y = MatMul(x, d) }"""

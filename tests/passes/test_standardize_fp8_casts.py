@@ -79,6 +79,7 @@ def test_a_weight_that_is_rounded_in_the_graph_is_quantized_by_row():
 HALF = STATIC.replace("float[", "float16[").replace("float w_", "float16 w_").replace("to = 1>", "to = 10>")
 VECTOR = STATIC.replace("float w_s", "float[8] w_s")
 COMPUTED = STATIC.replace("float w_s", "float s").replace("w_s", "s")
+SPREAD = WEIGHT.format(scale="4,1").replace("float8e4m3fn[4,8]", "float8e4m3fn[1,8]")
 BLOCKS = WEIGHT.format(scale="4,8")
 
 
@@ -91,6 +92,8 @@ BLOCKS = WEIGHT.format(scale="4,8")
         (VECTOR, {"w_s": np.arange(1, 9) / 1000, **LIMITS}, {"Div": 1, "Mul": 1}, ["FG235"]),
         (COMPUTED, LIMITS, {"Div": 1, "Mul": 1}, ["FG235"]),
         (STATIC, {"w_s": -0.0013, **LIMITS}, {"Div": 1, "Mul": 1}, ["FG235"]),
+        # one row becomes four
+        (SPREAD, {"w_s": np.arange(1, 5).reshape(4, 1) / 7}, {"Mul": 1}, ["FG235"]),
         (BLOCKS, {"w_s": np.random.default_rng(0).random((4, 8))}, {"Mul": 1}, ["FG235"]),
     ],
 )
