@@ -282,7 +282,9 @@ def test_what_is_quantised_already_keeps_its_scales_and_the_rest_is_quantised(ki
     done = optimized(proto, feeds(proto), floor=14)
     assert done.plan.ops["h"].why.code == "FG230" and done.planned == 1
     assert held(done.model, "s", "ws") == held(proto, "s", "ws")
-    assert sum(node.op_type == "QuantizeLinear" for node in done.model.graph.node) == 3
+    # a weight behind Q is folded into its codes where they are FP8
+    left = 3 if kind == TensorProto.INT8 else 2
+    assert sum(node.op_type == "QuantizeLinear" for node in done.model.graph.node) == left
     with refused(UnmetError, "FG150", "FG230", "its scale is kept"):
         fp8graph.optimize(done.model, data=feeds(proto))
 
