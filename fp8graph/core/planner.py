@@ -114,6 +114,8 @@ class _Planner:
         uneven = self._uneven(op) if row.activations == "any" else None
         if uneven is not None:
             return self._refuse(op, vote, kept, uneven, by=f"recipe {self.recipe.name}")
+        if row.activations != "any" and self.recipe.activations.per == "block":
+            self.ctx.note("FG229", place.key, row.text)
         slots = [s for s in (0, 1) if self.recipe.activations.format != "none" or tensors.is_constant(op.input(s))]
         inputs = {slot: self._quant(op, slot, row) for slot in slots}
         text = vote.opinion.text + (f"; {row.text}" if row.weights != "any" or row.status == "emulated" else "")
@@ -153,7 +155,7 @@ class _Planner:
                 return _Vote(
                     Opinion("quantize", "FG204", f"{op.node.op_type} was asked for"), "--op-types-to-quantize", True
                 )
-            return _Vote(Opinion("quantize", "FG201", "both operands in FP8"), f"recipe {self.recipe.name}")
+            return _Vote(Opinion("quantize", "FG201", quants.told(self.recipe)), f"recipe {self.recipe.name}")
         return _Vote(Opinion("keep", "FG202", f"the recipe does not quantize {op.type}"), f"recipe {self.recipe.name}")
 
     def _impossible(self, op: OpView) -> Opinion | None:
@@ -287,6 +289,8 @@ class _Planner:
         operator for it."""
         if "write-quantized-attention" not in self.target.forms:
             raise attention.unfused("of any", f"target '{self.target.name}' has no operator that has to fuse")
+        if not self.facts.attentions:
+            raise attention.unfused("of any", "the model has no attention written as two products around a Softmax")
         for item in dict.fromkeys(self.facts.attentions.values()):
             members = [(key, ops[key]) for node in (item.scores, item.context) if (key := walk.node_key(node)) in ops]
             # The one that was kept for a reason of its own, not the one that follows it.

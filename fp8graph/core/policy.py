@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fp8graph.base.errors import UsageError
 from fp8graph.base.names import OpPattern, did_you_mean
 from fp8graph.core import registry
-from fp8graph.core.passes import PlanRule, Repair, RewritePass
+from fp8graph.core.passes import PlanRule, Repair, RewritePass, Stage
 from fp8graph.core.planner import COMPUTE
 from fp8graph.data.recipe import Recipe
 
@@ -51,3 +51,37 @@ def _made(name: str, where: str, kinds: Mapping[str, type]) -> Any:
             code="FG140",
         )
     return made
+
+
+def run_once(passes: Sequence[Any]) -> None:
+    """Raises UsageError FG113 where a pass that carries out the plan stands twice: there is nothing left to do."""
+    seen: set[str] = set()
+    for item in passes:
+        if isinstance(item, RewritePass) and getattr(item, "stage", None) is Stage.QUANTIZE:
+            if item.name in seen:
+                raise UsageError(
+                    f"the pass {item.name} stands twice in the pipeline",
+                    where="passes of the recipe, the target and --passes",
+                    why="it carries out the plan, which is done once",
+                    do=f"leave {item.name} out of --passes",
+                    code="FG113",
+                )
+            seen.add(item.name)
+
+
+def whole(recipe: Recipe, passes: Sequence[Any]) -> None:
+    """Raises UsageError FG141 where none of the passes can write Q/DQ though ops are quantized, FG113 as `run_once`."""
+    run_once(passes)
+    writers = [item for item in passes if isinstance(item, RewritePass) and item.stage is Stage.QUANTIZE]
+    if recipe.ops and all(item.name in _TYPES_ONLY for item in writers):
+        raise UsageError(
+            "the recipe's passes do not carry the plan out",
+            where=f"recipe {recipe.name}: passes",
+            why="none of them writes Q/DQ",
+            do="name insert-qdq among the passes of the recipe",
+            code="FG141",
+        )
+
+
+# Passes of the stage that writes Q/DQ which only change types.
+_TYPES_ONLY = ("cast-high-precision", "hold-caches", "direct-io")

@@ -26,6 +26,16 @@ def policy_facts(recipe: Recipe) -> dict[str, Fact]:
     return {"activations": moving, "scales": recipe.weights.per, "block": max((*policy.block, 0))}
 
 
+def told(recipe: Recipe) -> str:
+    """What a recipe makes of an op, in a few words."""
+    moving, weights = recipe.activations.format, recipe.weights.format
+    if moving == "none":
+        return f"the weight in {weights}"
+    if {moving, weights} <= {"e4m3fn", "e5m2"}:
+        return "both operands in FP8"
+    return f"both operands in {moving}" if moving == weights else f"weight in {weights}, activation in {moving}"
+
+
 def contraction_axis(node: ir.Node, slot: int, rank: int) -> int:
     """The axis of an operand that the product sums over: for a Conv its (input) channels."""
     if node.op_type in _CONVS:

@@ -134,12 +134,14 @@ class Decision:
 
     @property
     def precision(self) -> str:
-        """What it is to compute in: the family of both operands (fp8, int8, fp4), of two families the activation's;
+        """What it is to compute in: the family of both operands (fp8, int8, fp4), of two families the weight's (int4);
         `storage` where only one operand is quantized; its high precision where it is kept."""
-        formats_ = [formats.get(self.inputs[slot].format) for slot in (0, 1) if slot in self.inputs]
-        if len(formats_) < 2:
+        both = [self.inputs[slot] for slot in (0, 1) if slot in self.inputs]
+        if len(both) < 2:
             return "storage" if self.inputs else self.high
-        return f"{'fp' if formats_[0].kind == 'float' else 'int'}{formats_[0].bits}"
+        kinds = {quant.scale.origin == "computed": formats.get(quant.format) for quant in both}
+        form = kinds.get(True, formats.get(both[0].format))
+        return f"{'fp' if form.kind == 'float' else 'int'}{form.bits}"
 
     def kept(self, why: Reason) -> Decision:
         """The same op in high precision."""

@@ -133,6 +133,8 @@ def _values(
         "import sys",
         "from pathlib import Path",
         "",
+        *_WORDS.strip("\n").splitlines(),
+        "",
         f"import {MODULES[job.builder]} as trt",
         "",
     ]
@@ -161,6 +163,21 @@ def _values(
     if job.builder_args:
         lines.append(f"BUILDER_ARGS = {dict(job.builder_args)!r}")
     return "\n".join(lines)
+
+
+# Before the builder's package is imported, so that help is there without it.
+_WORDS = """
+if __name__ == "__main__":
+    USAGE = f"usage: python {Path(__file__).name} [ENGINE]"
+    WORDS = sys.argv[1:]
+    if "-h" in WORDS or "--help" in WORDS:
+        print(__doc__ or "", USAGE, sep="\\n")
+        sys.exit()
+    WRONG = [word for word in WORDS if word.startswith("-")] or WORDS[1:]
+    if WRONG:
+        print(f"{WRONG[0]} is not understood", USAGE, sep="\\n", file=sys.stderr)
+        sys.exit(2)
+"""
 
 
 def _profile_lines(profiles: Sequence[Shapes]) -> Iterator[str]:

@@ -29,7 +29,7 @@ class Checked(tuple[Finding, ...]):
     model   what was mended, of the kind that came in; None without `fix`
     fixed   the findings that are gone
     done    what was done, as sentences
-    files   what was written
+    files   what was written: nothing where nothing was done
     """
 
     model: Any = None
@@ -76,7 +76,8 @@ def check(
     """What the target rejects or silently drops in a model: anybody's Q/DQ model, before any build.
 
     With a plan, its target and shapes count where none are named. With `fix`, what can be mended is, in a copy: the
-    findings are then those that are left, and `output` is where the copy is written.
+    findings are then those that are left, and `output` is where the copy is written; where nothing could be mended,
+    nothing is.
     Raises InputError and UsageError; a poor model is no error.
     """
     from fp8graph.data.plan import Plan as PlanType
@@ -137,7 +138,7 @@ def _mended(source: Source, aim: Target, plan: Plan | None, before: Sequence[Fin
             gone.append(item)
     legal = Legal(model, source)
     files: list[WrittenFile] = []
-    if output is not None:
+    if output is not None and done:  # a copy of what came in would pass for a mended model
         path = Path(output)
         with staged(path) as folder:
             names = [made.name for made in save(legal, folder, path.name)]

@@ -23,6 +23,8 @@ from fp8graph.engines import manifest, probe, script
 from fp8graph.engines.attest import attest_engine
 from fp8graph.engines.build import build_engine
 from fp8graph.engines.job import BuildJob
+from fp8graph.flow import asked
+from fp8graph.flow.given import check_not_empty
 from fp8graph.graph.load import load
 
 _log = logging.getLogger("fp8graph.flow")
@@ -83,19 +85,29 @@ def build(
     Raises UsageError (a chip without FP8, what the builder does not have), InputError, BackendError (the builder
     failed, crashed or is missing).
     """
+    output, emit_script = asked.path(output, "output"), asked.path(emit_script, "emit_script")
+    load_cache = asked.path(load_timing_cache, "load_timing_cache")
+    save_cache = asked.path(save_timing_cache, "save_timing_cache")
+    plugins = asked.files(custom_ops, "custom_ops")
+    asked.whole(builder_optimization_level, "builder_optimization_level", 0)
+    for name, size in (("workspace", workspace), ("memory_limit", memory_limit)):
+        asked.whole(size, name)
+    asked.numbers(timeout, "timeout")
+    asked.text(hardware_compatibility_level, "hardware_compatibility_level")
+    if builder_args is not None and not isinstance(builder_args, Mapping):
+        raise asked.wrong("builder_args", builder_args, "a mapping of texts")
     source = _existing(model, "the model", "FG106")
     plan_path = _plan_path(source, plan)
     made = _load_plan(plan_path)
-    aim = targets.load(target or (made.target if made is not None else "tensorrt-rtx"))
+    aim = targets.load(asked.text(target, "target") or (made.target if made is not None else "tensorrt-rtx"))
     if not aim.builder:
         able = ", ".join(name for name in targets.names() if targets.load(name).builder)
         raise UsageError(
             f"target '{aim.name}' builds no engine", where="--target", do=f"choose one of {able}", code="FG101"
         )
-    read = [source, plan_path, *load(source).external, *(Path(item) for item in custom_ops or ())]
-    _check_outputs(
-        aim.builder, output, emit_script, load_timing_cache, save_timing_cache, read, force=force, attest=attest
-    )
+    opened = load(source)
+    read = [source, plan_path, *opened.external, *map(Path, plugins)]
+    _check_outputs(aim.builder, output, emit_script, load_cache, save_cache, read, force=force, attest=attest)
     job = BuildJob(
         model=str(source.absolute()),
         builder=aim.builder,
@@ -103,16 +115,18 @@ def build(
         profiles=_profiles(shapes, made),
         optimization_level=builder_optimization_level,
         workspace_bytes=workspace,
-        load_timing_cache=_absolute(load_timing_cache),
-        save_timing_cache=_absolute(save_timing_cache),
+        load_timing_cache=_absolute(load_cache),
+        save_timing_cache=_absolute(save_cache),
         hardware_compatibility_level=hardware_compatibility_level or "",
         version_compatible=version_compatible,
         weight_streaming=weight_streaming,
         refit=refit,
         strip_weights=strip_weights,
-        plugins=tuple(str(Path(item).absolute()) for item in custom_ops or ()),
+        plugins=plugins,
         builder_args=dict(builder_args or {}),
     )
+    for one in job.profiles if shapes else ():
+        check_not_empty(one, opened)
     findings = _other_shapes(source, made, aim, job.profiles)
     built = Built((), {}, job.chips, (), findings=findings)
     if output is not None:
@@ -128,8 +142,11 @@ def build(
 
 
 def _profiles(shapes: Shapes | Sequence[Shapes] | None, plan: Plan | None) -> tuple[Shapes, ...]:
-    if shapes:
-        return (shapes,) if isinstance(shapes, Mapping) else tuple(shapes)
+    if shapes is not None:
+        several = shapes if isinstance(shapes, Sequence) and not isinstance(shapes, str) else (shapes,)
+        read = tuple(asked.shapes(one, "shapes") or {} for one in several)
+        if any(read):
+            return read
     return (plan.shapes,) if plan is not None and plan.shapes else ()
 
 
@@ -254,5 +271,5 @@ def _load_plan(path: Path | None) -> Plan | None:
     return Plan.from_json(load_json(path, "the plan"), str(path)) if path is not None else None
 
 
-def _absolute(path: str | Path | None) -> str:
-    return str(Path(path).absolute()) if path is not None else ""
+def _absolute(path: Path | None) -> str:
+    return str(path.absolute()) if path is not None else ""

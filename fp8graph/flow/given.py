@@ -16,7 +16,7 @@ from fp8graph.base.errors import InputError, UsageError
 from fp8graph.base.names import did_you_mean
 from fp8graph.core import policy, registry
 from fp8graph.core.options import Options
-from fp8graph.core.passes import PlanRule, Repair, RewritePass, Stage, pass_name
+from fp8graph.core.passes import PlanRule, Repair, RewritePass, pass_name
 from fp8graph.core.pipeline import Pipeline
 from fp8graph.data import recipe as recipes
 from fp8graph.data import target as targets
@@ -67,9 +67,19 @@ def check_shapes(shapes: Shapes, source: Source) -> None:
                     do="give sizes for the axes that the model leaves open",
                     code="FG100",
                 )
+    check_not_empty(shapes, source)
+
+
+def check_not_empty(shapes: Shapes, source: Source) -> None:
+    """Raises UsageError FG100 for an input that would always be empty, where the model does not say so itself."""
+    inputs, valued = {value.name or "": value for value in source.model.graph.inputs}, walk.shape_inputs(source.model)
+    for name, profile in shapes.items():
+        if name not in inputs or name in valued:
+            continue
+        dims = inputs[name].shape
         # A least size of 0 is a cache that is still empty; an input that is always empty computes nothing.
         empty = [size == 0 and d != 0 for size, d in zip(profile.max, dims or (None,) * len(profile.max), strict=False)]
-        if name not in valued and any(empty):
+        if any(empty):
             raise UsageError(
                 f"the input '{name}' would always be empty",
                 where="--shapes",
@@ -212,28 +222,12 @@ def by_kind(
     rules, steps = policy.steps(recipe)
     steps += [registry.create("direct-io")] if direct else []  # type: ignore[list-item]
     everything: list[Any] = [*steps, *(registry.create(name) for name in target.forms), *own]
-    _run_once(everything)
+    policy.run_once(everything)
     return (
         Pipeline([item for item in everything if isinstance(item, RewritePass)]),
         [*(item for item in own if isinstance(item, PlanRule)), *rules],
         [item for item in everything if isinstance(item, Repair)],
     )
-
-
-def _run_once(passes: Sequence[Any]) -> None:
-    """Raises UsageError FG113 where a pass that carries out the plan stands twice: there is nothing left to do."""
-    seen: set[str] = set()
-    for item in passes:
-        if isinstance(item, RewritePass) and getattr(item, "stage", None) is Stage.QUANTIZE:
-            if item.name in seen:
-                raise UsageError(
-                    f"the pass {item.name} stands twice in the pipeline",
-                    where="passes of the recipe, the target and --passes",
-                    why="it carries out the plan, which is done once",
-                    do=f"leave {item.name} out of --passes",
-                    code="FG113",
-                )
-            seen.add(item.name)
 
 
 def load_plan(plan: Any) -> Plan:

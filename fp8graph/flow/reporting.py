@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from fp8graph.data.attestation import Attestation
 from fp8graph.data.comparison import Comparison, OutputDifference
 from fp8graph.data.document import load_json, malformed
 from fp8graph.data.plan import Plan
+from fp8graph.flow import asked
 from fp8graph.report.joined import Report, join
 from fp8graph.report.pages import FORMATS
 
@@ -43,16 +45,18 @@ def report(
     format   text, md, html or json
     output   None: nothing is written
 
-    Raises UsageError (FG101 an unknown format, FG100 two documents of one kind, an output that exists), InputError
-    FG111 for a file that holds none of these.
+    Raises UsageError (FG101 an unknown format, FG100 two documents of one kind, what is no path, an output that exists,
+    FG114 an attestation and a plan that do not belong together), InputError FG111 for a file that holds none of these.
     """
-    paths = [Path(files)] if isinstance(files, str | Path) else [Path(path) for path in files]
-    if format not in FORMATS:
+    asked.files(files, "files")
+    paths = [Path(files)] if isinstance(files, str | os.PathLike) else [Path(path) for path in files or () if path]
+    output = asked.path(output, "output")
+    if asked.text(format, "format") not in FORMATS:
         raise UsageError(
             f"there is no format '{format}'", where="--format", do=did_you_mean(format, FORMATS), code="FG101"
         )
     if output is not None:
-        check_writable(Path(output), force=force, inputs=paths)
+        check_writable(output, force=force, inputs=paths)
     found: dict[type, tuple[Path, Any]] = {}
     for path in paths:
         for document in _documents(load_json(path, "the document"), path):
@@ -69,8 +73,8 @@ def report(
     text = FORMATS[format](joined)
     if output is None:
         return Reported(joined, text)
-    write_text(Path(output), text if text.endswith("\n") else text + "\n")
-    return Reported(joined, text, (describe(Path(output)),))
+    write_text(output, text if text.endswith("\n") else text + "\n")
+    return Reported(joined, text, (describe(output),))
 
 
 def _name(document: Any) -> str:
@@ -114,10 +118,25 @@ def _comparison(outputs: Any, path: Path) -> Comparison:
 
 
 def _notes(found: dict[type, tuple[Path, Any]]) -> tuple[str, ...]:
-    """Whether the attestation speaks of the plan that is given beside it."""
+    """What the reader is to know of a plan and an attestation side by side. Raises UsageError FG114 where they do not
+    belong together: a table that joins two models by chance of names would be believed."""
     if Plan not in found or Attestation not in found:
         return ()
-    path, said = found[Plan][0], found[Attestation][1]
-    if not said.plan or said.plan == sha256_of(path):
+    (path, plan), (other, said) = found[Plan], found[Attestation]
+    digest = sha256_of(path)
+    if said.plan == digest:
         return ()
-    return (f"the attestation was made with another plan than {path.name}: sha256 {said.plan[:12]}",)
+    attested = {**said.verdicts, **said.others}
+    if not said.plan and (not attested or attested.keys() & plan.ops.keys()):
+        return (f"the attestation names no plan: it is joined to {path.name} by the names of the operators alone",)
+    why = f"the attestation was made with the plan of sha256 {said.plan}"
+    if not said.plan:
+        why = f"the attestation names no plan, and none of its {len(attested)} operators is in this one"
+    raise UsageError(
+        "the attestation is of another plan",
+        where=f"{other}, {path}",
+        why=f"{why}; {path.name} has sha256 {digest}",
+        do=f"give the plan that it was made with, or attest anew: python -m fp8graph attest ENGINE --model MODEL "
+        f"--plan {path} --json",
+        code="FG114",
+    )

@@ -97,6 +97,27 @@ def test_fix_writes_a_model_in_which_what_can_be_mended_is(cli, broken, tmp_path
     assert again["result"]["done"] == [] and again["result"]["fixed"] == []
 
 
+@pytest.mark.parametrize("nodes", ["r = Relu(d)", ""], ids=["what cannot be mended", "nothing found"])
+def test_fix_that_finds_nothing_to_fix_writes_nothing_and_keeps_the_status(cli, tmp_path, nodes):
+    text = f"""(float[2,32] x, float w_s, float8e4m3fn[32,16] w) => (float[2,16] y) {{
+        q = QuantizeLinear <output_dtype = 17> (x, w_s) d = DequantizeLinear (q, w_s)
+        u = DequantizeLinear (w, w_s) {nodes} y = MatMul({"r" if nodes else "d"}, u) }}"""
+    path, out = tmp_path / "m.onnx", tmp_path / "o.onnx"
+    made = model(text, w_s=np.array(0.5))
+    for node in made.graph.node:
+        node.name = f"n/{node.output[0]}"
+    onnx.save(made, path)
+    before, plain = contents(tmp_path), cli("check", path)
+    done = cli("check", path, "--fix", "-o", out)
+    assert done.status == plain.status == bool(nodes), done.out
+    assert done.out.count(str(out)) == 1, "its name stands in no finding"
+    assert f"nothing to fix was found: {out} is not written" in done.out
+    result = cli("check", path, "--fix", "-o", out, "--json").json
+    assert result["files"] == [] and result["result"]["output"] is None and result["status"] == plain.status
+    assert str(out) not in cli("check", path, "--fix", "-o", out, "--output-format", "sarif").out
+    assert contents(tmp_path) == before
+
+
 def test_fix_writes_casts_to_fp8_as_pairs(cli, tmp_path):
     text = """(float[2,32] x, float w_s, float8e4m3fn[32,16] w) => (float[2,16] y) {
         v = Div(x, w_s) c = Cast <to = 17> (v) b = Cast <to = 1> (c) m = Mul(b, w_s)

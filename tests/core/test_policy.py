@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import onnx
 import pytest
 
+from fp8graph.base.errors import UsageError
 from fp8graph.cli.main import main
+from fp8graph.core import policy
 from fp8graph.data import recipe
-from tests.small import model
+from fp8graph.data import recipe as recipes
+from tests.small import model, refused
 
 CHANGES = {  # text of the default recipe, what it becomes, code, what is said
     "unknown pass": ('"fold-constants"', '"fold-nothing"', "FG113", "no pass 'fold-nothing'"),
@@ -46,3 +50,14 @@ def test_every_packaged_recipe_is_valid(capsys):
     for name in recipe.names():
         assert main(["recipes", "validate", name]) == 0
     capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("passes", "code"),
+    [([], "FG141"), (["fold-constants", "cast-high-precision"], "FG141"), (["insert-qdq", "insert-qdq"], "FG113")],
+)
+def test_a_recipe_whose_passes_cannot_carry_a_plan_out_is_refused_when_it_is_validated(passes, code):
+    bare = dataclasses.replace(recipes.load("fp8-default"), passes=tuple(passes))
+    with refused(UsageError, code):
+        policy.whole(bare, policy.steps(bare)[1])
+    policy.whole(dataclasses.replace(bare, passes=("insert-qdq",)), policy.steps(recipes.load("fp8-default"))[1])

@@ -104,6 +104,27 @@ def test_without_an_engine_the_script_alone_is_written(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    ("words", "status", "says"),
+    [
+        (["-h"], 0, "Builds an engine from m.onnx"),
+        (["e", "--help"], 0, "usage: python b.py [ENGINE]"),
+        (["--verbose"], 2, "--verbose is not understood\nusage: python b.py [ENGINE]"),
+        (["-"], 2, "- is not understood"),
+        (["a", "b"], 2, "b is not understood"),
+    ],
+)
+def test_a_script_takes_an_engine_and_help_and_nothing_else(tmp_path: Path, words: list[str], status: int, says: str):
+    fp8graph.build(model_in(tmp_path), target="tensorrt", emit_script=tmp_path / "b.py")
+    before = {path.name for path in tmp_path.iterdir()}
+    command = [sys.executable, "-P", "b.py", *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stderr
+    assert says in (done.stderr if status else done.stdout)
+    assert "Traceback" not in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
     ("options", "code"),
     [
         ({"target": "tensorrt-rtx"}, "FG100"),

@@ -13,7 +13,7 @@ import fp8graph
 from fp8graph.base.errors import UsageError
 from fp8graph.base.files import sha256_of
 from fp8graph.data.plan import Profile
-from tests.small import model
+from tests.small import model, refused
 
 ATTENTION = """(float16[b,4,s,32] q, float16[b,4,s,32] k, float16[b,4,s,32] v) => (float16[b,4,s,32] y)
 { kt = Transpose<perm=[0,1,3,2]>(k)
@@ -149,3 +149,12 @@ def test_a_timing_cache_may_be_read_and_written_in_place(tmp_path: Path):
     cache = tmp_path / "t.cache"
     done = fp8graph.build(path, output=tmp_path / "m.engine", load_timing_cache=cache, save_timing_cache=cache)
     assert "no timing cache" in done.warnings[0]
+
+
+def test_an_engine_for_inputs_that_are_always_empty_is_refused(tmp_path):
+    proto = model("(float[N,8] x, float[8,4] w) => (float[N,4] y) { y = MatMul(x, w) }")
+    onnx.save(proto, tmp_path / "m.onnx")
+    with refused(UsageError, "FG100", "'x' would always be empty"):
+        shapes = {"x": Profile((0, 8), (0, 8), (0, 8))}
+        fp8graph.build(tmp_path / "m.onnx", output=tmp_path / "e", target="tensorrt-rtx:sm89", shapes=shapes)
+    assert not (tmp_path / "e").exists()

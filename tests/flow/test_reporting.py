@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -86,10 +87,23 @@ def test_results_of_commands_are_taken_as_they_are_printed(files, tmp_path):
     assert fp8graph.report([written(tmp_path / "o.json", said)]).report.rows[0].error == COMPARISON.outputs["y"]
 
 
-def test_an_attestation_of_another_plan_is_told(files, tmp_path):
+def test_an_attestation_of_another_plan_is_refused_with_both_digests(files, tmp_path):
     other = written(tmp_path / "b.json", attestation("ab" * 32).to_json())
-    done = fp8graph.report([files[0], other])
-    assert "another plan than m.onnx.plan.json" in done.report.notes[0] and "another plan" in done.text
+    for given in ([files[0], other], [other, files[0], files[2]]):
+        with refused(UsageError, "FG114", "another plan", "ab" * 32, sha(files[0]), str(other)):
+            fp8graph.report(given, output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_attestation_without_a_plan_is_joined_by_names_or_refused_where_none_is_in_the_plan(files, tmp_path):
+    done = fp8graph.report([files[0], written(tmp_path / "b.json", attestation("").to_json())])
+    assert "names no plan" in done.report.notes[0] and "names no plan" in done.text
+    said = attestation("")
+    strange = replace(said, verdicts={f"strange/{key}": op for key, op in said.verdicts.items()})
+    with refused(UsageError, "FG114", "none of its 2 operators", sha(files[0])):
+        fp8graph.report([files[0], written(tmp_path / "c2.json", strange.to_json())])
+    empty = written(tmp_path / "e.json", replace(said, verdicts={}).to_json())
+    assert fp8graph.report([files[0], empty]).report.told, "a model without Q/DQ has nothing to contradict"
 
 
 @pytest.mark.parametrize("format", ["text", "md", "html", "json"])

@@ -271,6 +271,39 @@ def test_a_model_that_is_no_file_cannot_be_built(tmp_path, call):
     assert raised.value.status in (2, 3)
 
 
+BUILDS: list[dict[str, Any]] = [
+    {"output": 3}, {"output": ""}, {"shapes": [3]}, {"shapes": 3}, {"shapes": "x"}, {"shapes": {"x": 3}},
+    {"shapes": [{"x": "3x8"}]}, {"target": 3}, {"plan": 3}, {"emit_script": 3}, {"custom_ops": 3}, {"custom_ops": [3]},
+    {"load_timing_cache": 3}, {"save_timing_cache": 3}, {"workspace": "1"}, {"memory_limit": 0.5}, {"timeout": "1"},
+    {"builder_optimization_level": "3"}, {"hardware_compatibility_level": 3}, {"builder_args": 3},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("call", BUILDS, ids=str)
+def test_an_argument_of_another_kind_builds_nothing(folder, call):
+    before = contents(folder)
+    with pytest.raises(UsageError, match="FG100") as raised:
+        fp8graph.build("m.onnx", **{"output": "e", **call})
+    assert raised.value.why and raised.value.do
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize(
+    "call", [{"files": 3}, {"files": [3]}, {"files": ""}, {"output": 3}, {"format": 3}, {"format": ["md"]}], ids=str
+)
+def test_an_argument_of_another_kind_reports_nothing(folder, call):
+    with pytest.raises(UsageError, match="FG100"):
+        fp8graph.report(**{"files": "done.onnx.plan.json", **call})
+
+
+@pytest.mark.parametrize(
+    "shapes", [{"x": (3, 8)}, [{"x": [3, 8]}], ({"x": (1, 8)}, {"x": Profile((2, 8), (3, 8), (4, 8))})]
+)
+def test_an_engine_takes_shapes_in_the_forms_of_optimize(folder, shapes):
+    fp8graph.build("m.onnx", target="tensorrt", emit_script="b.py", shapes=shapes)
+    assert "PROFILES = [" in Path("b.py").read_text()
+
+
 @pytest.mark.parametrize(("name", "status"), [("KeepHead", 0), ("Plain", 0), ("Undefined", 2), ("Needy", 2)])
 def test_a_pass_file_is_run_once_and_may_hold_any_class(folder, name, status):
     if status:

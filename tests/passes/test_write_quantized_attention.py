@@ -91,3 +91,8 @@ def test_a_target_without_the_operator_is_refused():
     proto = corpus()["long_attention"]
     with refused(UsageError, "FG233", "reference"):
         fp8graph.optimize(proto, target="reference", data="random", attention="must-fuse")
+
+
+def test_a_model_without_attention_is_told():
+    with refused(UsageError, "FG233", "the model has no attention"):
+        fused("(float[2,64] x, float[64,64] w) => (float[2,64] y) { y = MatMul (x, w) }")

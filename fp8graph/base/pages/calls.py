@@ -117,11 +117,13 @@ CODES = (
     ),
     Code(
         "FG114",
-        "two files of different kinds",
-        "`diff` was given two files that cannot be laid side by side op by op, such as a plan and an engine.",
-        "A difference between kinds says nothing: a plan promises, a model is made, an engine does.",
+        "two files that do not belong together",
+        "`diff` was given two files that cannot be laid side by side op by op, such as a plan and an engine; or "
+        "`report` a plan and an attestation that was made with another plan.",
+        "A difference between kinds says nothing: a plan promises, a model is made, an engine does. And two models may "
+        "share names of operators.",
         "Give two plans, two models, two engines, two attestations or two ranges. What an engine makes of a plan, "
-        "`attest ENGINE --model M --plan P` says.",
+        "`attest ENGINE --model M --plan P` says; `report` takes what it prints by --json, and the same P.",
     ),
     Code(
         "FG115",

@@ -205,6 +205,13 @@ CODES = (
         "Export the model with that length fixed, or take a recipe with scales per tensor or token.",
     ),
     Code(
+        "FG229",
+        "coarser scales than the recipe asks for",
+        "The target computes the recipe's scales wrongly, or not in FP8, so that the plan has coarser ones.",
+        "Numbers would be wrong, or the operator would fall back.",
+        "Nothing; compare the result with the original. --target reference keeps the recipe's scales.",
+    ),
+    Code(
         "FG230",
         "quantized already",
         "The model came with scales for this operator; they were taken over.",

@@ -1,7 +1,8 @@
 """Reports what keeps a model's Q/DQ from running in low precision, and mends what can be mended.
 
 Works on anybody's Q/DQ model. One line for each finding, its code first; status 1 from severity `warning` upwards.
-With --fix, OUT is the model as far as it could be mended, and the findings are those that are left.
+With --fix, OUT is the model as far as it could be mended, and the findings are those that are left; where nothing could
+be mended, OUT is not written.
 """
 
 from __future__ import annotations
@@ -64,14 +65,19 @@ def run(args: argparse.Namespace, console: Console) -> Outcome:
     fixed, done, files = (getattr(checked, name, ()) for name in ("fixed", "done", "files"))
     result: dict[str, object] = {"model": model}
     if args.fix:
-        result |= {"output": args.output, "done": list(done), "fixed": [item.to_json() for item in fixed]}
-    name = args.output or model
+        result |= {
+            "output": args.output if files else None,
+            "done": list(done),
+            "fixed": [item.to_json() for item in fixed],
+        }
+    name = args.output if files else model
     if args.output_format == "sarif":
         said = linting.sarif(findings, model=name, version=version().rpartition(" ")[2])
     elif args.output_format == "github":
         said = linting.github(findings, model=name)
     else:
         said = text.checked(findings, model=name, fixed=fixed, done=done, files=files, paint=console.paint)
+        said += f"\nnothing to fix was found: {args.output} is not written" if args.fix and not files else ""
     status = 1 if bad and not args.exit_zero else 0
     return Outcome(text=said, result=result, status=status, files=files, findings=findings)
 

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace, console: Console) -> Outcome:
         return Outcome(text=_source(name).rstrip(), result={"recipe": one.to_json()})
     from fp8graph.core import policy
 
-    policy.steps(one)
+    policy.whole(one, policy.steps(one)[1])
     return Outcome(
         text=f"{name} is a valid recipe, called '{one.name}'", result={"recipe": one.to_json(), "valid": True}
     )
