@@ -236,4 +236,5 @@ def test_a_comparison_is_written_without_infinities():
         "samples": 4,
         "outputs": {"y": {"sqnr_db": None, "cosine": None, "max_abs": 0.0, "new_nonfinite": 0, "equal": True}},
         "problems": ["the output 'z' is missing"],
+        "missed": [],
     }
