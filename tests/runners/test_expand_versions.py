@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -47,10 +49,11 @@ def test_the_newest_opset_is_run_as_onnx_says(case, tmp_path):
     onnx.save(proto, path)
     feed = {"x": np.random.default_rng(0).standard_normal((1, 4, 6, 4)).astype(np.float32) * 5}
     (expected,) = ReferenceEvaluator(proto).run(None, feed)
-    with pytest.raises(BackendError):
-        OnnxRuntime(path).run(feed)
-    for runner in (reference(load(proto).model), reference(path)):
-        np.testing.assert_allclose(runner.run(feed)["y"], expected, rtol=2e-6, atol=5e-6)
+    given = [runner.run(feed) for runner in (reference(load(proto).model), reference(path))]
+    with suppress(BackendError):  # up to 1.31 ONNX Runtime loads none of these, 1.32 has kernels for some
+        given.append(OnnxRuntime(path).run(feed))
+    for outputs in given:
+        np.testing.assert_allclose(outputs["y"], expected, rtol=1e-5, atol=5e-6)
 
 
 def test_weights_beside_the_file_and_functions_are_kept(tmp_path):
