@@ -29,7 +29,7 @@ from fp8graph.engines.program import EngineFile
 from fp8graph.engines.promises import Promise, family, of_model, of_plan, operands
 from fp8graph.engines.reading import attribute, read_engine
 from fp8graph.engines.sites import Site, constants, sites
-from fp8graph.engines.witness import Testimony, Witness
+from fp8graph.engines.witness import NodeName, Testimony, Witness
 from fp8graph.graph.load import load
 from fp8graph.graph.protos import infer_types
 
@@ -205,7 +205,10 @@ def _forecast_bytes(case: _Case, promises: Sequence[Promise]) -> int | None:
 
 @dataclass
 class _Court:
-    """The witnesses, and what is known of every op beside them. A witness that is None is silent."""
+    """The witnesses, and what is known of every op beside them. A witness that is None is silent.
+
+    forecasts, heads, names   by id() of the node
+    """
 
     case: _Case
     witnesses: Mapping[str, Witness | None]
@@ -215,6 +218,7 @@ class _Court:
     forecasts: Mapping[int, str]
     heads: set[int]
     profiles: int
+    names: Mapping[int, NodeName]
 
     @staticmethod
     def of(case: _Case) -> _Court:
@@ -240,6 +244,7 @@ class _Court:
             *_table(case, builder, chips),
             rows.heads(case.model),
             max([1, *(witness.profiles for witness in witnesses.values() if witness is not None)]),
+            {id(site.node): site.name for site in case.found},
         )
 
     def verdict(self, promise: Promise) -> OpVerdict:
@@ -295,7 +300,7 @@ class _Court:
         if planned != "storage":
             return said
         nodes = {id(each.dequantize) for each in operands(site, self.case.model, self.case.known) if each.constant}
-        held = [witness.in_profiles(one.name) for one in self.case.found if id(one.node) in nodes]
+        held = [witness.in_profiles(self.names[node]) for node in nodes if node in self.names]
         apart = "; its weight is dequantized by a kernel of its own"
         return [
             Testimony("storage", word.text + apart)

@@ -50,7 +50,7 @@ def _lower(place: walk.Place, opset: int) -> None:
     try:
         older = onnx.defs.get_schema(node.op_type, NEWEST, "")
     except onnx.defs.SchemaError as error:
-        raise refused(place, f"opset {opset} has it, opset {NEWEST}, the newest that the reference runs, has not") from error
+        raise refused(place, f"opset {opset} has it, opset {NEWEST}, the newest here, has not") from error
     for name in [name for name in node.attributes if name not in older.attributes]:
         attribute = node.attributes[name]
         if attribute.is_ref() or _SAME.get((node.op_type, name)) != attribute.value:
