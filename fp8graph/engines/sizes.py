@@ -81,19 +81,18 @@ def _macs(node: ir.Node, a: _Shape | None, b: _Shape | None, y: _Shape | None) -
     if a is None or b is None or not a or not b:
         return None
     if node.op_type == "Gemm":
-        return _gemm_macs(node.attributes, a, b)
+        return _gemm_macs(node, a, b)
     if len(a) == 1 or len(b) == 1:
         return max(math.prod(a), math.prod(b))
     batch = y[:-2] if y is not None else a[:-2] if len(b) == 2 else None
     return math.prod(batch) * a[-2] * a[-1] * b[-1] if batch is not None else None
 
 
-def _gemm_macs(attributes: Mapping[str, ir.Attr], a: _Shape, b: _Shape) -> int | None:
+def _gemm_macs(node: ir.Node, a: _Shape, b: _Shape) -> int | None:
     if len(a) != 2 or len(b) != 2:
         return None
-    turned = [bool(name in attributes and attributes[name].as_int()) for name in ("transA", "transB")]
-    m, k = reversed(a) if turned[0] else a
-    return m * k * (b[0] if turned[1] else b[1])
+    (m, k), (_, n) = _matrices(node, a, b)
+    return m * k * n
 
 
 def constant_bytes(model: ir.Model, planned: Mapping[int, float]) -> int | None:
@@ -122,36 +121,73 @@ def constant_bytes(model: ir.Model, planned: Mapping[int, float]) -> int | None:
 
 
 def added_bytes(model: ir.Model, shapes: Shapes, fp8: Container[int]) -> int:
-    """Bytes that an engine holds beyond the model's constants, because its Conv kernels want them.
+    """Bytes that an engine holds beyond the model's constants, because its kernels want them.
 
     Measured with tensorrt_rtx 1.7.1, sm89 and sm120:
-    1. Input channels are padded with zeros: in fp16 and bf16 to an even number in each group, in FP8 to a multiple of
-       four. The weight grows, and where the shapes are fixed, a block of zeros [N, missing, ..] is kept to be appended
-       to the input. Not for kernels of one element and, in half precision, not for a Conv of one channel in and one
+    1. Input channels of a Conv are padded with zeros: in fp16 and bf16 to an even number in each group, in FP8 to a
+       multiple of four. Not for kernels of one element and, in half precision, not for a Conv of one channel in and one
        out for each group.
-    2. An FP8 Conv with a weight scale per channel has two float32 vectors of its output channels, which all such Conv
+    2. K and N of a product [.., M, K] x [.., K, N] are padded to even numbers; other than in FP8 only where K is
+       four or more and N more than one, as smaller ones become other kernels.
+    3. By padding, a weight grows, and where the shapes are fixed, a block of zeros is kept to be appended to the
+       activation: [N, missing, ..], [.., M, 1], [.., 1, N] or [.., K, 1]. Equal blocks are kept once. It is counted in
+       the type of the product; of two activations that are quantized in place, it may be in float32.
+    4. An FP8 Conv with a weight scale per channel has two float32 vectors of its output channels, which all such Conv
        of that many channels share.
 
     `fp8`: id() of the nodes that are to run in FP8.
     """
     shape, known = _shapes_under(model, shapes), constants(model)
     fixed = all(profile.min == profile.max for profile in shapes.values())
-    total, scaled = 0, set[int]()
+    total, scaled, blocks = 0, set[int](), set[int]()
     for place in walk.walk(model):
         node = place.node
-        x, w = (shape(value) for value in node.inputs[:2]) if node.op_type == "Conv" else (None, None)
-        if x is None or w is None or len(w) < 3 or not w[1]:
+        dims = [shape(value) for value in node.inputs[:2]] if node.op_type in ("Conv", "MatMul", "Gemm") else []
+        first = node.inputs[0] if node.inputs else None
+        if len(dims) < 2 or dims[0] is None or dims[1] is None or first is None or first.dtype is None:
             continue
-        small, group = id(node) in fp8, x[1] // w[1]
-        if small and _has_scale_vector(node, model, known):
-            scaled.add(w[0])
-        half = node.inputs[0] is not None and node.inputs[0].dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-        if math.prod(w[2:]) < 2 or not (small or (half and not w[1] == 1 < group == w[0])):
-            continue
-        missing, each = -w[1] % (4 if small else 2), 1 if small else 2
-        block = x[0] * group * missing * math.prod(x[2:]) if fixed else 0
-        total += each * (w[0] * missing * math.prod(w[2:]) + block)
-    return total + 2 * 4 * sum(scaled)
+        each = 1 if id(node) in fp8 else int(first.dtype.itemsize)
+        if node.op_type == "Conv":
+            grown, zeros = _conv_padding(dims[0], dims[1], each)
+            if each == 1 and _has_scale_vector(node, model, known):
+                scaled.add(dims[1][0])
+        else:
+            held = [id(value) in known for value in node.inputs[:2]]
+            grown, zeros = _product_padding(*_matrices(node, dims[0], dims[1]), held, each)
+        total += each * grown
+        blocks |= {each * size for size in zeros}
+    return total + (sum(blocks) if fixed else 0) + 2 * 4 * sum(scaled)
+
+
+def _conv_padding(x: _Shape, w: _Shape, each: int) -> tuple[int, list[int]]:
+    """Elements by which a Conv's weight grows, and those of each block of zeros. `each`: bytes an element."""
+    if len(w) < 3 or not w[1] or math.prod(w[2:]) < 2 or each > 2:
+        return 0, []
+    group = x[1] // w[1]
+    if each == 2 and w[1] == 1 < group == w[0]:
+        return 0, []
+    missing = -w[1] % (4 if each == 1 else 2)
+    return w[0] * missing * math.prod(w[2:]), [x[0] * group * missing * math.prod(x[2:])]
+
+
+def _matrices(node: ir.Node, a: _Shape, b: _Shape) -> tuple[_Shape, _Shape]:
+    """The operands of a product as [.., M, K] and [.., K, N]."""
+    turned = [name in node.attributes and bool(node.attributes[name].as_int()) for name in ("transA", "transB")]
+    return (a[::-1] if turned[0] else a), (b[::-1] if turned[1] else b)
+
+
+def _product_padding(a: _Shape, b: _Shape, held: Sequence[bool], each: int) -> tuple[int, list[int]]:
+    """Elements by which a product's weights grow, and those of each block of zeros. `held`: is a weight, by operand."""
+    if min(len(a), len(b)) < 2 or (each > 1 and (a[-1] < 4 or b[-1] == 1)):
+        return 0, []
+    grown, blocks = 0, []
+    for (*batch, rows, columns), weight, padded in ((a, held[0], (0, 1)), (b, held[1], (1, 1))):
+        more = [rows % 2 * padded[0], columns % 2 * padded[1]]
+        if weight:
+            grown += math.prod(batch) * ((rows + more[0]) * (columns + more[1]) - rows * columns)
+        else:
+            blocks += [math.prod(batch) * columns * more[0], math.prod(batch) * rows * more[1]]
+    return grown, blocks
 
 
 def _has_scale_vector(node: ir.Node, model: ir.Model, known: set[int]) -> bool:
