@@ -6,8 +6,9 @@
 MODEL[=DATA]: DATA is what `optimize --data` takes; without it NAME.npz beside the model, where it is there, else random
 data. Arrays called `in:NAME` are one feed as it is. Prints a Markdown table, a line for each model and chip; status 1
 where a line has a flaw: an op that is not as planned, less than 95 % of the multiply-adds that the target's table calls
-native in FP8, an attention that is not one kernel though planned so, planned weights over 55 % of fp16's bytes, or
-constants that are more than 2 % off the forecast. No GPU is used.
+native in FP8, an attention that is not one kernel though planned so, planned weights over 55 % of fp16's bytes,
+constants that are more than 2 % off the forecast, an op that was wrongly forecast to run in FP8, or less than 95 % of
+those that do forecast so. No GPU is used.
 """
 
 from __future__ import annotations
@@ -16,19 +17,22 @@ import argparse
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from forecast import LEAST, wrong
 
 import fp8graph
 
-HEAD = (
-    "| model | chip | planned | attested | MACs native in FP8 | of all | attention | weights to fp16 | to forecast |",
-    "|---|---|---|---|---|---|---|---|---|",
+COLUMNS = (
+    *("model", "chip", "planned", "attested", "forecast", "MACs native in FP8", "of all", "attention"),
+    *("weights to fp16", "to forecast"),
 )
+HEAD = (f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}")
 
 
 @dataclass(frozen=True)
@@ -66,31 +70,36 @@ def measured(model: Path, data: Any, chip: str, folder: Path) -> Line:
     ratio = planned_weights(small, large)
     excess, native = attested.weights.excess, attested.share("macs")
     fine = sum(op.as_planned for op in attested.verdicts.values())
+    met = Counter((op.forecast, op.verdict) for op in (*attested.verdicts.values(), *attested.others.values()))
+    eight = sum(count for (_, verdict), count in met.items() if verdict == "fp8")
     flaws = [
         (fine < len(attested.verdicts), f"{len(attested.verdicts) - fine} ops are not as planned"),
         ((native or 0.0) < 0.95, "less than 95 % of the MACs"),
         (fused < attentions, f"{attentions - fused} attentions are not fused"),
         (ratio is not None and ratio > 0.55, "weights over 55 % of fp16's"),
         (excess is not None and abs(excess) > 0.02, "constants are not as forecast"),
+        (wrong(met) > 0, f"{wrong(met)} ops are wrongly forecast in FP8"),
+        (met["fp8", "fp8"] < LEAST * eight, "less than 95 % of the ops in FP8 are forecast"),
     ]
     cells = (
         model.stem,
         chip,
         str(done.planned),
         str(attested.counts["fp8"]),
+        f"{met['fp8', 'fp8']} of {eight}",
         f"{native:.1%}" if native is not None else "",
         f"{all_macs(attested):.1%}",
         f"{fused} of {attentions}" if attentions else "",
         f"{ratio:.1%}" if ratio is not None else "",
         f"{excess:+.1%}" if excess is not None else "",
     )
-    return Line(cells, tuple(text for wrong, text in flaws if wrong))
+    return Line(cells, tuple(text for found, text in flaws if found))
 
 
 def all_macs(attested: Any) -> float:
     """The share in FP8 of the multiply-adds of every product, whatever the target's table says of it."""
-    ops = [op for op in (*attested.verdicts.values(), *attested.others.values()) if op.macs]
-    return sum(op.macs for op in ops if op.verdict == "fp8") / max(sum(op.macs for op in ops), 1)
+    totals = attested.totals("macs")
+    return float(totals["fp8"] / max(sum(totals.values()), 1))
 
 
 def fused_attention(done: Any, engine: Any) -> tuple[int, int]:
@@ -138,7 +147,7 @@ def table(models: Sequence[str], chips: Sequence[str]) -> Iterator[str]:
                 try:
                     line = measured(Path(name), feeds(Path(name), given), chip, Path(folder))
                 except fp8graph.Fp8GraphError as error:
-                    line = Line((Path(name).stem, chip, *[""] * 7), (f"{error.code}: {error.what}",))
+                    line = Line((Path(name).stem, chip, *[""] * (len(COLUMNS) - 2)), (f"{error.code}: {error.what}",))
             flaws += bool(line.flaws)
             print(f"{name} {chip}: {time.perf_counter() - begin:.0f} s {'; '.join(line.flaws)}", file=sys.stderr)
             yield f"| {' | '.join(line.cells)} |"
