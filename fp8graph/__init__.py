@@ -16,37 +16,44 @@ TYPE_CHECKING = False  # typing.TYPE_CHECKING, without importing typing
 if TYPE_CHECKING:
     from typing import Any
 
-    from fp8graph.base.errors import (
-        BackendError,
-        Fp8GraphError,
-        InputError,
-        InternalError,
-        PassContractError,
-        UnmetError,
-        UsageError,
-    )
-    from fp8graph.core.context import Context, OpView
-    from fp8graph.core.passes import Approximate, Exact, Opinion, PlanRule, Repair, RewritePass, Stage, Ulps
-    from fp8graph.core.pipeline import Pipeline
-    from fp8graph.data.attestation import Attestation
-    from fp8graph.data.difference import Difference
-    from fp8graph.data.plan import Decision, Plan, Profile, Reason
-    from fp8graph.data.recipe import Recipe
-    from fp8graph.data.target import Target
-    from fp8graph.flow import (
-        attest,
-        bench,
-        build,
-        calibrate,
-        check,
-        compare,
-        diff,
-        doctor,
-        import_plan,
-        inspect,
-        optimize,
-        report,
-    )
+    from fp8graph.base.errors import BackendError as BackendError
+    from fp8graph.base.errors import Fp8GraphError as Fp8GraphError
+    from fp8graph.base.errors import InputError as InputError
+    from fp8graph.base.errors import InternalError as InternalError
+    from fp8graph.base.errors import PassContractError as PassContractError
+    from fp8graph.base.errors import UnmetError as UnmetError
+    from fp8graph.base.errors import UsageError as UsageError
+    from fp8graph.core.context import Context as Context
+    from fp8graph.core.context import OpView as OpView
+    from fp8graph.core.passes import Approximate as Approximate
+    from fp8graph.core.passes import Exact as Exact
+    from fp8graph.core.passes import Opinion as Opinion
+    from fp8graph.core.passes import PlanRule as PlanRule
+    from fp8graph.core.passes import Repair as Repair
+    from fp8graph.core.passes import RewritePass as RewritePass
+    from fp8graph.core.passes import Stage as Stage
+    from fp8graph.core.passes import Ulps as Ulps
+    from fp8graph.core.pipeline import Pipeline as Pipeline
+    from fp8graph.data.attestation import Attestation as Attestation
+    from fp8graph.data.difference import Difference as Difference
+    from fp8graph.data.plan import Decision as Decision
+    from fp8graph.data.plan import Plan as Plan
+    from fp8graph.data.plan import Profile as Profile
+    from fp8graph.data.plan import Reason as Reason
+    from fp8graph.data.recipe import Recipe as Recipe
+    from fp8graph.data.target import Target as Target
+    from fp8graph.flow import attest as attest
+    from fp8graph.flow import bench as bench
+    from fp8graph.flow import build as build
+    from fp8graph.flow import calibrate as calibrate
+    from fp8graph.flow import check as check
+    from fp8graph.flow import compare as compare
+    from fp8graph.flow import diff as diff
+    from fp8graph.flow import doctor as doctor
+    from fp8graph.flow import import_plan as import_plan
+    from fp8graph.flow import inspect as inspect
+    from fp8graph.flow import optimize as optimize
+    from fp8graph.flow import report as report
 
     __version__: str
 
@@ -85,47 +92,7 @@ _HOMES = {
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = [
-    "Approximate",
-    "Attestation",
-    "BackendError",
-    "Context",
-    "Decision",
-    "Difference",
-    "Exact",
-    "Fp8GraphError",
-    "InputError",
-    "InternalError",
-    "OpView",
-    "Opinion",
-    "PassContractError",
-    "Pipeline",
-    "Plan",
-    "PlanRule",
-    "Profile",
-    "Reason",
-    "Recipe",
-    "Repair",
-    "RewritePass",
-    "Stage",
-    "Target",
-    "Ulps",
-    "UnmetError",
-    "UsageError",
-    "__version__",
-    "attest",
-    "bench",
-    "build",
-    "calibrate",
-    "check",
-    "compare",
-    "diff",
-    "doctor",
-    "import_plan",
-    "inspect",
-    "optimize",
-    "report",
-]
+__all__ = sorted([*_HOME, "__version__"])  # type checkers read the imports above
 
 
 def __getattr__(name: str) -> Any:

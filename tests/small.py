@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,29 @@ from onnx import numpy_helper
 
 import fp8graph
 from fp8graph.data.plan import Plan
+
+needs_rtx = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None,
+    reason="tensorrt_rtx is not installed: pip install 'fp8graph[rtx]'",
+)
+# Two products with a Relu between, at a batch of two and at any.
+TWO = """(float[2,32] x, float[32,32] w_a, float[32,32] w_b) => (float[2,32] y) {
+    h = MatMul(x, w_a)
+    r = Relu(h)
+    y = MatMul(r, w_b)
+}"""
+TWO_OPEN = TWO.replace("float[2,", "float[n,")
+# Four convolutions: `f` and `g` are concatenated, and `g` has a reader of its own.
+CONCAT = """(float[1,16,8,8] x, float[16,16,3,3] w_a, float[16,16,3,3] w_b, float[16,32,3,3] w_c, float[16,16,3,3] w_d)
+    => (float[1,16,8,8] y, float[1,16,8,8] z) {
+    a = Conv <pads = [1, 1, 1, 1]> (x, w_a)
+    f = Relu(a)
+    b = Conv <pads = [1, 1, 1, 1]> (f, w_b)
+    g = Relu(b)
+    c = Concat <axis = 1> (f, g)
+    y = Conv <pads = [1, 1, 1, 1]> (c, w_c)
+    z = Conv <pads = [1, 1, 1, 1]> (g, w_d)
+}"""
 
 
 def model(
@@ -77,6 +102,12 @@ def why(plan: Plan, key: str) -> tuple[str, str]:
 def sha(path: Path) -> str:
     """Digest of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def written(path: Path, document: object) -> Path:
+    """A document of JSON as a file."""
+    path.write_text(json.dumps(document), encoding="utf-8")
+    return path
 
 
 def contents(folder: Path) -> Mapping[str, str]:

@@ -286,6 +286,7 @@ def _from_path(path: Path, specs: list[InputSpec], notes: Notes, batch: int | No
                 "an .npy file fits a model with one input",
                 where=str(path),
                 why=f"this one has {len(required)}",
+                do="give an .npz file, or a folder of one NAME.npy per input",
                 code="FG107",
             )
         yield from _cut_feeds(str(path), {required[0].name: npz.load_npy(path)}, specs, notes, batch)
@@ -312,7 +313,10 @@ def _called(function: Callable[[], Any]) -> Iterable[Any]:
     made = function()
     if not isinstance(made, Iterable):
         raise InputError(
-            "a function of data gives an iterable of feeds", why=f"it gave {type(made).__name__}", code="FG107"
+            "a function of data gives an iterable of feeds",
+            why=f"it gave {type(made).__name__}",
+            do=script.YIELD,
+            code="FG107",
         )
     return made
 
@@ -326,6 +330,7 @@ def _checked(items: Iterable[Any], specs: list[InputSpec], source: str = "") -> 
                 "a feed is a mapping of arrays by input name",
                 where=where,
                 why=f"got {type(item).__name__}",
+                do=script.YIELD,
                 code="FG107",
             )
         stacked = {str(name): np.asarray(array)[None] for name, array in item.items()}

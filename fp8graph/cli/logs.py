@@ -12,7 +12,7 @@ from fp8graph.base.files import same_file
 
 _FIRST_LINE = "# fp8graph log"
 # What commands write beside their output.
-_BESIDE = (".plan.json", ".plan.safetensors", ".data", ".json", ".log")
+_BESIDE = (".plan.json", ".plan.safetensors", ".data", ".json", ".log", ".resume")
 
 
 def start(*, verbose: int, quiet: bool, file: str | None, paint: Callable[[str, str], str]) -> None:
@@ -116,7 +116,8 @@ def _to_file(path: Path) -> logging.Handler:
         if not path.stat().st_size:
             path.write_text(_FIRST_LINE + "\n", encoding="utf-8")
     except OSError as error:
-        raise UsageError("the log file cannot be written", where=where, why=str(error), code="FG130") from error
+        do = "choose another name after --log-file"
+        raise UsageError("the log file cannot be written", where=where, why=str(error), do=do, code="FG130") from error
     handler.setLevel(logging.DEBUG)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     return handler

@@ -30,7 +30,13 @@ def run(command: str | None, rest: Sequence[str], given: Sequence[str]) -> int:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return console.fail(
-                BackendError("the disk is full", where=str(error.filename or ""), why=str(error), code="FG130")
+                BackendError(
+                    "the disk is full",
+                    where=str(error.filename or ""),
+                    why=str(error),
+                    do="make room, or name a file on another disk",
+                    code="FG130",
+                )
             )
         if error.errno == errno.ENOENT and not _is_somewhere():
             return console.fail(_nowhere())

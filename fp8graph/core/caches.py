@@ -12,6 +12,8 @@ from fp8graph.graph.tensors import FLOATS, is_constant
 # What joins the keys or values of a step to those of earlier ones; the first input is the older part.
 JOINS = frozenset({"Concat", "ScatterND", "ScatterElements", "TensorScatter"})
 _SAME = frozenset({"Cast", "Identity"})
+_ANY: frozenset[str] = frozenset()
+_MOVES = frozenset({"Transpose", "Reshape", "Unsqueeze", "Squeeze", "Expand", "Cast", "Identity", "Mul"})
 # How far an attention product may lie behind a cache: rotations, repeats of heads, scales.
 _REACH = 48
 
@@ -41,10 +43,6 @@ def find(model: ir.Model) -> Iterator[Found]:
             yield Found(value, output)
         elif joined is None and rank == 4 and not value.is_graph_output() and _reaches(value, _MOVES):
             yield Found(value, None)
-
-
-_ANY: frozenset[str] = frozenset()
-_MOVES = frozenset({"Transpose", "Reshape", "Unsqueeze", "Squeeze", "Expand", "Cast", "Identity", "Mul"})
 
 
 def _joined(value: ir.Value) -> ir.Value | None:

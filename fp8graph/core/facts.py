@@ -17,8 +17,9 @@ from functools import cached_property
 import onnx_ir as ir
 
 from fp8graph.core import attention
+from fp8graph.data.plan import Shapes
 from fp8graph.data.target import Fact
-from fp8graph.graph import walk
+from fp8graph.graph import protos, walk
 from fp8graph.graph.tensors import dims, is_constant
 
 Dims = tuple[int | None, ...]
@@ -147,3 +148,15 @@ class Facts:
                 return False
             value, steps = user.outputs[0], steps + 1
         return False
+
+
+def facts_for(model: ir.Model, shapes: Shapes) -> Facts:
+    """Facts under the least shapes of the profiles, which is where legality is tightest."""
+    valued = walk.shape_inputs(model)
+    sized = {name: profile for name, profile in shapes.items() if name not in valued}
+    if not sized:
+        return Facts(model, {})
+    least = {name: profile.min for name, profile in sized.items()}
+    most = {name: profile.max for name, profile in sized.items()}
+    shaped = protos.concrete_shapes(model, least)
+    return Facts(model, shaped, lambda: shaped if most == least else protos.concrete_shapes(model, most))

@@ -18,13 +18,15 @@ from fp8graph.base.findings import Severity
 from fp8graph.core.facts import Facts
 from fp8graph.core.operands import PRODUCTS, UNKNOWN, Follower, Operand
 from fp8graph.core.quants import output_axis
-from fp8graph.core.reading import ONNX, Reading, attribute, family, given, is_quantizer
+from fp8graph.core.reading import ONNX, Reading, attribute, given, is_quantizer
 from fp8graph.data.target import Fact, Target
+from fp8graph.formats import family
+from fp8graph.graph import tensors
 
 Word = Literal["fp8", "int8", "int4", "fp4", "storage", "fell-back", "refused", "absent", "none"]
 _OTHER: Mapping[str, Word] = {"int8": "int8", "int4": "int4", "fp4": "fp4"}
-_HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-_RANK_0 = "give the scale rank 0: python -m fp8graph check MODEL --fix -o OUT"
+FIX = "python -m fp8graph check MODEL --fix -o OUT"
+_RANK_0 = f"give the scale rank 0: {FIX}"
 _ALONE = "leave it unquantized"
 _UNFUSED = "leave attention unquantized, or build for shapes under which it fuses"
 _DOMAINS = {"TRT_QuantizedAttention": ("trt", *ONNX)}
@@ -49,7 +51,7 @@ class Forecast:
 def forecast(model: ir.Model, target: Target, facts: Facts | None = None) -> dict[ir.Node, Forecast]:
     """The forecast for every product of a model, in graph order; types and shapes have to be inferred.
 
-    facts   under the shapes that the engine is built for (`core.stages.facts_for`); without them the model's own
+    facts   under the shapes that the engine is built for (`core.facts.facts_for`); without them the model's own
     """
     return Prophet(Reading(model), target, facts).all()
 
@@ -101,14 +103,14 @@ class Prophet:
         if len(pair) < 2 or not (plain or all(families)):
             yield Forecast("none")
         elif not all(families):
-            yield self._one_sided(node, pair, families)
+            yield self._one_sided(pair, families)
         elif set(families) != {"fp8"}:
-            yield self._other(node, pair, families)
+            yield self._other(pair, families)
         else:
-            yield from self._causes(node, pair) if self.table.engine else self._seen(node, pair)
+            yield from self._causes(node, pair) if self.table.engine else self._seen(pair)
             yield Forecast("fp8")
 
-    def _one_sided(self, node: ir.Node, pair: Sequence[Operand], families: Sequence[str]) -> Forecast:
+    def _one_sided(self, pair: Sequence[Operand], families: Sequence[str]) -> Forecast:
         quantized = next(slot for slot, name in enumerate(families) if name)
         bare = next(slot for slot, name in enumerate(families) if not name)
         weight = self.is_weight(pair[quantized])
@@ -127,7 +129,7 @@ class Prophet:
             operand.dequantizer is not None and self.reading.constant(given(operand.dequantizer, 0))
         )
 
-    def _other(self, node: ir.Node, pair: Sequence[Operand], families: Sequence[str]) -> Forecast:
+    def _other(self, pair: Sequence[Operand], families: Sequence[str]) -> Forecast:
         if "fp8" in families and self.table.engine:
             text = f"the operands are in {pair[0].format} and {pair[1].format}: no kernel multiplies these"
             return Forecast("refused", "FG333", "error", text, "quantize both operands to one format")
@@ -145,7 +147,7 @@ class Prophet:
                 "the operator Attention is computed in high precision, its Q/DQ are extra kernels",
                 "write it as MatMul, Softmax and MatMul: `optimize` does so on the unquantized model",
             )
-        yield from self._seen(node, pair)
+        yield from self._seen(pair)
         for slot, each in enumerate(pair):
             yield from self._scale(node, slot, each)
         yield from self._blocks(node, pair)
@@ -160,7 +162,7 @@ class Prophet:
                 text = f"operand {slot} is in {each.format}, which {self.target.name} does not import"
                 yield Forecast("refused", "FG330", "error", text, "quantize to e4m3fn")
 
-    def _seen(self, node: ir.Node, pair: Sequence[Operand]) -> Iterator[Forecast]:
+    def _seen(self, pair: Sequence[Operand]) -> Iterator[Forecast]:
         for slot, each in enumerate(pair):
             joined = next((step for step in each.steps if step.op_type == "Concat"), None)
             if joined is not None and self.table.engine and all(self.reading.constant(item) for item in joined.inputs):
@@ -197,7 +199,7 @@ class Prophet:
             return
         other = self.operands(node)[0].scale
         alone = other is None or self.reading.shape(other) != (1,)
-        if alone and self.reading.dtype(node.outputs[0]) in _HALF:
+        if alone and self.reading.dtype(node.outputs[0]) in tensors.HALF:
             yield Forecast("refused", "FG307", "error", f"{text}: the builder fails on it", _RANK_0)
 
     def _fixed(self, scale: ir.Value) -> bool:
@@ -316,7 +318,7 @@ class Prophet:
     def row_facts(self, node: ir.Node) -> dict[str, Fact]:
         """The facts that rows of the target's table ask for."""
         kinds = {self.reading.dtype(value) for value in node.outputs}
-        return self.facts.of(node, half=bool(kinds & set(_HALF)))
+        return self.facts.of(node, half=bool(kinds & set(tensors.HALF)))
 
     def _row(self, node: ir.Node, pair: Sequence[Operand]) -> Iterator[Forecast]:
         if any(size == 0 for each in pair for size in self.reading.shape(each.value) or ()):

@@ -188,7 +188,7 @@ class Follower:
             made = self.reading.shape(node.outputs[0])
             if made is None or axis >= len(shape):
                 return UNKNOWN
-            axis = _moved(node, axis, shape, made, self.reading)
+            axis = _moved(node, axis, shape, made)
             if axis == UNKNOWN:
                 return UNKNOWN
             shape = made
@@ -205,9 +205,7 @@ def _reads_dequantized(node: ir.Node) -> bool:
     return node.op_type not in PRODUCTS and is_dequantizer(maker)
 
 
-def _moved(
-    node: ir.Node, axis: int, before: Sequence[int | None], after: Sequence[int | None], reading: Reading
-) -> int:
+def _moved(node: ir.Node, axis: int, before: Sequence[int | None], after: Sequence[int | None]) -> int:
     """The axis behind one move; UNKNOWN where it is split, joined with others, or cannot be told."""
     if node.op_type == "Transpose":
         perm = node.attributes.get("perm")

@@ -1,7 +1,7 @@
 """What it costs to build a plan's model for other shapes than the plan was made for, said before the build.
 
 Legality hangs on shapes: an attention whose least number of keys is below 32 loses its fused FP8 kernel, whatever the
-plan says. Here the target's rows are asked again, under the least shapes of each profile.
+plan says. Here the target's rows are asked again, under each profile as planning asks them.
 """
 
 from __future__ import annotations
@@ -11,12 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import onnx_ir as ir
 
 from fp8graph.base.findings import Finding
-from fp8graph.core.facts import Facts
-from fp8graph.data.plan import Decision, Plan, Profile, Shapes
+from fp8graph.core.facts import Facts, facts_for
+from fp8graph.data.plan import Decision, Plan, Shapes
 from fp8graph.data.target import Fact, Row, Target
-from fp8graph.graph import protos, walk
-
-_ORDER = ("native", "costly", "emulated", "refused")
+from fp8graph.graph import walk
 
 
 def costs(model: ir.Model, plan: Plan, target: Target, profiles: Sequence[Shapes]) -> list[Finding]:
@@ -26,14 +24,14 @@ def costs(model: ir.Model, plan: Plan, target: Target, profiles: Sequence[Shapes
     FG321 for each op kept because of the plan's shapes that these would allow. `model` is what `optimize` wrote with
     the plan.
     """
-    other = [shapes for shapes in profiles if _least(shapes) != _least(plan.shapes)]
+    other = [shapes for shapes in profiles if _ends(shapes) != _ends(plan.shapes)]
     if not other:
         return []
     nodes = {place.key: place.node for place in walk.walk(model)}
-    planned = _facts(model, plan.shapes)
+    planned = facts_for(model, plan.shapes)
     found: dict[tuple[str, str], Finding] = {}
     for shapes in other:
-        given = _facts(model, shapes)
+        given = facts_for(model, shapes)
         number = f" (profile {list(profiles).index(shapes)})" if len(profiles) > 1 else ""
         for key, op in plan.ops.items():
             if (node := nodes.get(key)) is not None:
@@ -53,15 +51,11 @@ def _judge(
     _, old = target.worst(op.op_type, formats, before)
     _, new = target.worst(op.op_type, formats, now)
     why = f"{new.text}; {_differ(before, now, new, old)}{number}"
-    if op.do == "quantize" and _worse(new, old):
-        yield Finding("FG320", "warning", key, why, _mend(new, before, plan.shapes))
-    elif op.do == "keep" and op.why.code in ("FG301", "FG304") and new.status == "native" and _worse(old, new):
+    if op.do == "quantize" and new.rank > old.rank:
+        yield Finding("FG320", "warning", key, why, _mend(plan.shapes))
+    elif op.do == "keep" and op.why.code in ("FG301", "FG304") and new.status == "native" and old.rank > new.rank:
         do = "optimize anew with these --shapes to have it in FP8"
         yield Finding("FG321", "info", key, f"kept for the plan's shapes, these allow it: {why}", do)
-
-
-def _worse(row: Row, than: Row) -> bool:
-    return _ORDER.index(row.status) > _ORDER.index(than.status)
 
 
 def _differ(before: Mapping[str, Fact], now: Mapping[str, Fact], new: Row, old: Row) -> str:
@@ -71,18 +65,15 @@ def _differ(before: Mapping[str, Fact], now: Mapping[str, Fact], new: Row, old: 
     return ", ".join(f"{name} {now[name]}, planned {before.get(name, 'unknown')}" for name in names)
 
 
-def _mend(row: Row, before: Mapping[str, Fact], shapes: Shapes) -> str:
-    # The fact that was met under the plan's shapes is met by them again.
-    planned = " ".join(f"{name}:{'x'.join(map(str, p.min)) or '[]'}" for name, p in shapes.items())
-    again = f"give --min-shapes {planned}" if planned else "leave the shapes out"
+def _mend(shapes: Shapes) -> str:
+    # The facts that were met under the plan's shapes are met by them again.
+    least, most = (
+        " ".join(f"{name}:{'x'.join(map(str, shape)) or '[]'}" for name, shape in ends.items())
+        for ends in ({name: p.min for name, p in shapes.items()}, {name: p.max for name, p in shapes.items()})
+    )
+    again = f"give --min-shapes {least} --max-shapes {most}" if shapes else "leave the shapes out"
     return f"{again}, as planned; or optimize anew with these shapes, so that it stays in high precision"
 
 
-def _least(shapes: Shapes) -> dict[str, tuple[int, ...]]:
-    return {name: profile.min for name, profile in shapes.items()}
-
-
-def _facts(model: ir.Model, shapes: Mapping[str, Profile]) -> Facts:
-    valued = walk.shape_inputs(model)
-    least = {name: profile.min for name, profile in shapes.items() if name not in valued}
-    return Facts(model, protos.concrete_shapes(model, least) if least else {})
+def _ends(shapes: Shapes) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    return {name: (profile.min, profile.max) for name, profile in shapes.items()}

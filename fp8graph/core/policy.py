@@ -12,6 +12,9 @@ from fp8graph.core.passes import PlanRule, Repair, RewritePass, Stage
 from fp8graph.core.planner import COMPUTE
 from fp8graph.data.recipe import Recipe
 
+# Passes of the stage that writes Q/DQ which only change types.
+_TYPES_ONLY = ("cast-high-precision", "hold-caches")
+
 
 def steps(recipe: Recipe) -> tuple[list[PlanRule], list[RewritePass | Repair]]:
     """The recipe's rules and passes, in its order.
@@ -81,7 +84,3 @@ def whole(recipe: Recipe, passes: Sequence[Any]) -> None:
             do="name insert-qdq among the passes of the recipe",
             code="FG141",
         )
-
-
-# Passes of the stage that writes Q/DQ which only change types.
-_TYPES_ONLY = ("cast-high-precision", "hold-caches", "direct-io")

@@ -16,34 +16,9 @@ ONNX = ("", "ai.onnx")
 _DOMAINS = (*ONNX, "com.microsoft", "trt")
 QUANTIZE = frozenset({"QuantizeLinear", "TRT_FP8QuantizeLinear"})
 DEQUANTIZE = frozenset({"DequantizeLinear", "TRT_FP8DequantizeLinear", "TRT_MXFP8DequantizeLinear"})
-_WORDS = {
-    ir.DataType.FLOAT8E4M3FN: "e4m3fn",
-    ir.DataType.FLOAT8E4M3FNUZ: "e4m3fnuz",
-    ir.DataType.FLOAT8E5M2: "e5m2",
-    ir.DataType.FLOAT8E5M2FNUZ: "e5m2fnuz",
-    ir.DataType.FLOAT8E8M0: "e8m0",
-    ir.DataType.FLOAT4E2M1: "e2m1",
-    ir.DataType.INT4: "int4",
-    ir.DataType.UINT4: "uint4",
-    ir.DataType.INT8: "int8",
-    ir.DataType.UINT8: "uint8",
-    ir.DataType.INT16: "int16",
-    ir.DataType.UINT16: "uint16",
-}
-_FAMILIES = {"e4m3fn": "fp8", "e4m3fnuz": "fp8", "e5m2": "fp8", "e5m2fnuz": "fp8", "e2m1": "fp4"}
 # Outputs have the type of the first input.
 _SAME = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Concat", "Slice", "Split"})
 _STEPS = 16
-
-
-def word(dtype: ir.DataType | None) -> str:
-    """The name of a low-precision type as recipes spell it; empty for any other.   FLOAT8E4M3FN -> e4m3fn"""
-    return _WORDS.get(dtype, "") if dtype is not None else ""
-
-
-def family(format: str) -> str:
-    """What engines call a format.   e5m2 -> fp8, uint8 -> int8"""
-    return _FAMILIES.get(format, format.removeprefix("u"))
 
 
 def attribute(node: ir.Node, name: str, default: int = 0) -> int:
@@ -183,9 +158,9 @@ class Reading:
         if node.op_type == "TRT_FP8DequantizeLinear":
             return "e4m3fn"
         if is_quantizer(node):
-            return word(self._quantized(node, _STEPS))
+            return tensors.word(self._quantized(node, _STEPS))
         codes = given(node, 0)
-        said = word(self.dtype(codes))
+        said = tensors.word(self.dtype(codes))
         maker = codes.producer() if codes is not None else None
         # Type inference knows nothing of other domains, and takes a Q without a type for one to uint8.
         return said or (self.format(maker) if maker is not None and is_quantizer(maker) else "")

@@ -139,14 +139,15 @@ def _imported(item: PassEntry) -> Any:
 
 def file_of(spec: str) -> Path:
     """The file of `path.py:Class`."""
-    return Path(spec.rpartition(":")[0])
+    return userfile.split(spec)[0]
 
 
 def from_file(spec: str) -> Pass:
     """The pass `path.py:Class`: the only way to name code. The file is run once. Raises UsageError FG113."""
-    source, class_name = file_of(spec), spec.rpartition(":")[2]
-    if not source.is_file():
-        raise UsageError("the pass file is not there", where=spec, do="write --pass-file file.py:Class", code="FG113")
+    source, class_name = userfile.split(spec)
+    if not source.is_file() or ":" not in spec:
+        what = "the pass file, or the name of the class in it, is not there"
+        raise UsageError(what, where=spec, do="write --pass-file file.py:Class", code="FG113")
     try:
         module = userfile.run(source, f"fp8graph_pass_file_{source.stem}")
     except (Exception, SystemExit) as error:  # the user's code may raise anything

@@ -12,11 +12,10 @@ from fp8graph.base.progress import stage
 from fp8graph.core.carried import undone
 from fp8graph.core.check import find, ours
 from fp8graph.core.context import Context
-from fp8graph.core.facts import Facts
 from fp8graph.core.passes import Stage
 from fp8graph.core.pipeline import Pipeline
 from fp8graph.core.planner import COMPUTE
-from fp8graph.data.plan import Decision, OpKey, Plan, Quant, Shapes
+from fp8graph.data.plan import Decision, OpKey, Plan, Quant
 from fp8graph.graph import keys, protos, tensors, walk
 from fp8graph.graph.inlining import inline
 from fp8graph.graph.stages import Legal, Normalized, Quantized, Source
@@ -57,18 +56,6 @@ def _fix_overridable(model: ir.Model, ctx: Context) -> None:
         ctx.note(
             "FG219", "", f"{dropped} initializers were listed as graph inputs (IR version 3): they are constants now"
         )
-
-
-def facts_for(normalized: Normalized | Source, shapes: Shapes) -> Facts:
-    """Facts under the least shapes of the profiles, which is where legality is tightest."""
-    valued = walk.shape_inputs(normalized.model)
-    model, sized = normalized.model, {name: profile for name, profile in shapes.items() if name not in valued}
-    if not sized:
-        return Facts(model, {})
-    least = {name: profile.min for name, profile in sized.items()}
-    most = {name: profile.max for name, profile in sized.items()}
-    shaped = protos.concrete_shapes(model, least)
-    return Facts(model, shaped, lambda: shaped if most == least else protos.concrete_shapes(model, most))
 
 
 def fits(plan: Plan, normalized: Normalized) -> Plan:

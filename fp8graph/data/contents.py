@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fp8graph.data.attestation import Attestation
-from fp8graph.data.plan import Decision, Plan, Quant
+from fp8graph.data.plan import Decision, Plan, Quant, shapes_to_json
 
 # Sections that name their own entries: the rows of `ops` and `scales` say nothing more.
 _TOLD = {"verdicts": "rows", "values": "scales"}
@@ -128,13 +128,13 @@ def of_plan(plan: Plan) -> Contents:
         "quantized": sum(1 for _ in plan.quantized()),
         "kept": sum(1 for _ in plan.kept()),
     }
-    shapes = {name: {"min": list(p.min), "opt": list(p.opt), "max": list(p.max)} for name, p in plan.shapes.items()}
     scales: dict[tuple[str, str], ScaleContent] = {}
     for key, op in plan.quantized():
         for quant in op.inputs.values():
             scales.setdefault((quant.value, quant.format), _scale(key, quant))
     ops = tuple(_planned(key, op) for key, op in plan.ops.items())
-    return Contents("plan", about, {"structure": plan.structure, "shapes": shapes}, ops, tuple(scales.values()))
+    io = {"structure": plan.structure, "shapes": shapes_to_json(plan.shapes)}
+    return Contents("plan", about, io, ops, tuple(scales.values()))
 
 
 def of_attestation(said: Attestation) -> Contents:

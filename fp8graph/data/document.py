@@ -46,6 +46,12 @@ def check_schema(document: Any, kind: str, version: int, where: str) -> dict[str
     return document
 
 
+def kind_of(document: Any) -> str:
+    """The kind that a document's schema names: `plan` of `fp8graph.plan/1`; empty where it names none."""
+    said = document.get("schema", "") if isinstance(document, dict) else ""
+    return str(said).removeprefix("fp8graph.").partition("/")[0]
+
+
 def load_json(path: Path, what: str) -> Any:
     """The JSON value in a file. Raises InputError FG111 where it is missing or no JSON."""
     try:

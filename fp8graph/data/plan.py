@@ -139,9 +139,8 @@ class Decision:
         both = [self.inputs[slot] for slot in (0, 1) if slot in self.inputs]
         if len(both) < 2:
             return "storage" if self.inputs else self.high
-        kinds = {quant.scale.origin == "computed": formats.get(quant.format) for quant in both}
-        form = kinds.get(True, formats.get(both[0].format))
-        return f"{'fp' if form.kind == 'float' else 'int'}{form.bits}"
+        weight = next((quant for quant in both if quant.scale.origin == "computed"), both[0])
+        return formats.family(weight.format)
 
     def kept(self, why: Reason) -> Decision:
         """The same op in high precision."""
@@ -181,6 +180,19 @@ class Profile:
 
 
 Shapes = Mapping[str, Profile]
+
+
+def shapes_to_json(shapes: Shapes) -> dict[str, Any]:
+    """The shapes of one optimisation profile as plain data."""
+    return {name: {"min": list(p.min), "opt": list(p.opt), "max": list(p.max)} for name, p in shapes.items()}
+
+
+def shapes_from_json(item: Any) -> Shapes:
+    """The shapes that `shapes_to_json` wrote. Raises KeyError, TypeError, ValueError or AttributeError otherwise."""
+    return {
+        str(name): Profile(*(tuple(int(size) for size in shape[which]) for which in ("min", "opt", "max")))
+        for name, shape in item.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -238,9 +250,7 @@ class Plan:
             "data": self.data,
             "asked": dict(self.asked),
             "recipe": dict(self.recipe),
-            "shapes": {
-                name: {"min": list(p.min), "opt": list(p.opt), "max": list(p.max)} for name, p in self.shapes.items()
-            },
+            "shapes": shapes_to_json(self.shapes),
             **({"caches": {n: _cache_to_json(c) for n, c in self.caches.items()}} if self.caches else {}),
             "ops": {key: _decision_to_json(op) for key, op in self.ops.items()},
         }
@@ -256,10 +266,7 @@ class Plan:
                 recipe=dict(document["recipe"]),
                 asked=dict(document["asked"]),
                 data=str(document["data"]),
-                shapes={
-                    str(name): Profile(*(tuple(int(d) for d in item[which]) for which in ("min", "opt", "max")))
-                    for name, item in document["shapes"].items()
-                },
+                shapes=shapes_from_json(document["shapes"]),
                 caches={str(name): _cache_from_json(item) for name, item in document.get("caches", {}).items()},
                 ops={str(key): _decision_from_json(item) for key, item in document["ops"].items()},
             )

@@ -60,6 +60,11 @@ class Row:
     when: tuple[Bound, ...] = ()
     activations: Literal["any", "token"] = "any"
 
+    @property
+    def rank(self) -> int:
+        """How bad the status is: 0 for the best."""
+        return _ORDER.index(self.status)
+
     def applies(self, op_type: str, format: str, facts: Mapping[str, Fact], chip: str) -> bool:
         """Whether the row speaks about this op on this chip."""
         return (
@@ -127,7 +132,7 @@ class Target:
     def worst(self, op_type: str, formats: Iterable[str], facts: Mapping[str, Fact]) -> tuple[str, Row]:
         """The row that decides about an op with operands in these formats, and the format it speaks of: the worst."""
         found = [(format, self.row(op_type, format, facts)) for format in dict.fromkeys(formats)]
-        return max(found, key=lambda item: _ORDER.index(item[1].status))
+        return max(found, key=lambda item: item[1].rank)
 
     def untyped(self, op_type: str, high: str) -> TypeRow | None:
         """Why an op cannot have this high-precision type; None where it can."""
@@ -136,7 +141,7 @@ class Target:
     def row(self, op_type: str, format: str, facts: Mapping[str, Fact]) -> Row:
         """The row that decides about an op: for each chip the first that applies, of these the worst."""
         found = [self._row_of_chip(op_type, format, facts, chip) for chip in self.chips or ("",)]
-        return max(found, key=lambda row: _ORDER.index(row.status))
+        return max(found, key=lambda row: row.rank)
 
     def _row_of_chip(self, op_type: str, format: str, facts: Mapping[str, Fact], chip: str) -> Row:
         for row in self.rows:

@@ -26,10 +26,11 @@ from fp8graph.engines import manifest as manifests
 from fp8graph.engines.causes import caution, likely_cause
 from fp8graph.engines.manifest import Manifest
 from fp8graph.engines.program import EngineFile
-from fp8graph.engines.promises import Promise, family, of_model, of_plan, operands
+from fp8graph.engines.promises import Promise, of_model, of_plan, operands
 from fp8graph.engines.reading import attribute, read_engine
 from fp8graph.engines.sites import Site, constants, sites
 from fp8graph.engines.witness import NodeName, Testimony, Witness
+from fp8graph.formats import family
 from fp8graph.graph.load import load
 from fp8graph.graph.protos import infer_types
 

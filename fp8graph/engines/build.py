@@ -23,8 +23,9 @@ from fp8graph.base import errors, files
 from fp8graph.base.errors import BackendError, Fp8GraphError, InternalError
 from fp8graph.base.files import WrittenFile
 from fp8graph.base.progress import SILENT, Progress
-from fp8graph.engines import child, listing, manifest, words
+from fp8graph.engines import child, listing, manifest, reading, words
 from fp8graph.engines.job import BuildJob
+from fp8graph.engines.sites import sites
 from fp8graph.engines.witness import EngineOp
 from fp8graph.graph.load import load
 
@@ -73,7 +74,8 @@ def build_engine(
         rows, problem = _rows(made) if "layers" in made else _listing(run.folder / "layers.txt")
         if problem:
             warnings.append(problem)
-        document = manifest.make(job, folder / output.name, plan, made, rows, source.external)
+        keys = reading.keys(job.builder, rows or (), sites(source.model))
+        document = manifest.make(job, folder / output.name, plan, made, rows, source.external, keys)
         (folder / manifest.beside(output).name).write_text(manifest.spell(document), encoding="utf-8")
         shutil.copyfile(run.folder / "log.txt", folder / f"{output.name}.log")
         cache = run.timing_cache.read_bytes() if run.timing_cache.exists() else None

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import onnx_ir as ir
 
 from fp8graph.data.plan import Decision, Plan, Quant
-from fp8graph.engines.promises import Promise, family, operands
+from fp8graph.engines.promises import Promise, operands
 from fp8graph.engines.sites import MOVES, PRODUCTS, Operand, Site
+from fp8graph.formats import family
 from fp8graph.graph import walk
 
 # A scale that is kept in bf16 has eight bits.
@@ -59,7 +60,7 @@ def strangers(plan: Plan, found: Sequence[Site], model: ir.Model, known: set[int
         key = walk.node_key(site.node)
         if not key or site.node.op_type not in PRODUCTS or walk.FOR in site.node.metadata_props:
             continue
-        decision = plan.ops.get(key) or plan.ops.get(key.rpartition("~")[0])
+        decision = plan.ops.get(key) or plan.ops.get(site.whole)
         if decision is None:
             yield key, f"the plan does not know this {site.node.op_type}"
         elif decision.do == "keep" and decision.why.code != _QUANTIZED_ALREADY:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
+from fp8graph.core.reading import attribute, given
 from fp8graph.engines.sites import Operand, Site
 from fp8graph.engines.witness import Word
 
@@ -28,7 +29,7 @@ def caution(pair: Sequence[Operand]) -> str:
 
     Measured with tensorrt_rtx 1.7.1, in the kernel's source: of block scales only the first row is read.
     """
-    scales = [each.dequantize.inputs[1] for each in pair if each.dequantize and len(each.dequantize.inputs) > 1]
+    scales = [given(each.dequantize, 1) for each in pair if each.dequantize is not None]
     shapes = [_shape(scale) for scale in scales if scale is not None]
     blocked = any(shape is not None and len(shape) > 1 and min(shape) > 1 for shape in shapes)
     return "it runs in FP8 with wrong numbers: of scales in blocks only the first are applied" if blocked else ""
@@ -84,7 +85,7 @@ def _same_scales(concat: ir.Node) -> bool:
 
 def _scale_causes(node: ir.Node, slot: int, each: Operand, known: set[int]) -> Iterator[str]:
     assert each.dequantize is not None
-    scale = each.dequantize.inputs[1] if len(each.dequantize.inputs) > 1 else None
+    scale = given(each.dequantize, 1)
     if scale is None:
         return
     if id(scale) not in known:
@@ -123,14 +124,13 @@ def _shape(value: ir.Value) -> tuple[int, ...] | None:
 
 
 def _axis(dequantize: ir.Node, rank: int) -> int:
-    axis = dequantize.attributes.get("axis")
-    return (axis.as_int() if axis is not None and not axis.is_ref() else 1) % rank
+    return attribute(dequantize, "axis", 1) % rank
 
 
 def _summed(node: ir.Node, slot: int, rank: int) -> int:
     """The axis of an operand that a MatMul or Gemm sums over."""
-    turned = node.attributes.get("transB" if slot else "transA") if node.op_type == "Gemm" else None
-    last = (slot == 0) != bool(turned is not None and turned.as_int())
+    turned = node.op_type == "Gemm" and attribute(node, "transB" if slot else "transA")
+    last = (slot == 0) != bool(turned)
     return rank - 1 if last else max(rank - 2, 0)
 
 
@@ -159,6 +159,6 @@ def _is_packed(node: ir.Node) -> bool:
 
 
 def _scale_size(each: Operand) -> int:
-    scale = each.dequantize.inputs[1] if each.dequantize is not None and len(each.dequantize.inputs) > 1 else None
+    scale = given(each.dequantize, 1) if each.dequantize is not None else None
     shape = _shape(scale) if scale is not None else None
     return math.prod(shape) if shape is not None else 1

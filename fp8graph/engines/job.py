@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from fp8graph.base.errors import UsageError
 from fp8graph.base.names import did_you_mean
 from fp8graph.data.document import check_schema, malformed
-from fp8graph.data.plan import Profile, Shapes
+from fp8graph.data.plan import Shapes, shapes_from_json, shapes_to_json
 
 BuilderName = Literal["tensorrt-rtx", "tensorrt", "openvino"]
 BUILDERS: tuple[str, ...] = get_args(BuilderName)
@@ -100,7 +100,7 @@ class BuildJob:
             "model": self.model,
             "builder": self.builder,
             "chips": list(self.chips),
-            "profiles": [profile_to_json(shapes) for shapes in self.profiles],
+            "profiles": [shapes_to_json(shapes) for shapes in self.profiles],
             "optimization_level": self.optimization_level,
             "workspace_bytes": self.workspace_bytes,
             "load_timing_cache": self.load_timing_cache,
@@ -123,7 +123,7 @@ class BuildJob:
                 model=str(document["model"]),
                 builder=str(document["builder"]),
                 chips=tuple(str(chip) for chip in document["chips"]),
-                profiles=tuple(profile_from_json(item) for item in document["profiles"]),
+                profiles=tuple(shapes_from_json(item) for item in document["profiles"]),
                 optimization_level=_optional_int(document["optimization_level"]),
                 workspace_bytes=_optional_int(document["workspace_bytes"]),
                 load_timing_cache=str(document["load_timing_cache"]),
@@ -138,19 +138,6 @@ class BuildJob:
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise malformed(KIND, where, error) from error
-
-
-def profile_to_json(shapes: Shapes) -> dict[str, Any]:
-    """The shapes of one optimisation profile as plain data, as plans spell them."""
-    return {name: {"min": list(p.min), "opt": list(p.opt), "max": list(p.max)} for name, p in shapes.items()}
-
-
-def profile_from_json(item: Any) -> Shapes:
-    """The shapes that `profile_to_json` wrote. Raises KeyError, TypeError, ValueError or AttributeError otherwise."""
-    return {
-        str(name): Profile(*(tuple(int(size) for size in shape[which]) for which in ("min", "opt", "max")))
-        for name, shape in item.items()
-    }
 
 
 def _optional_int(value: Any) -> int | None:

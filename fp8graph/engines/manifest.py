@@ -11,9 +11,9 @@ from typing import Any
 from fp8graph.base.errors import InputError
 from fp8graph.base.files import sha256_of
 from fp8graph.data.document import check_schema, load_json, malformed
-from fp8graph.data.plan import Shapes
-from fp8graph.engines.job import BuildJob, profile_from_json, profile_to_json
-from fp8graph.engines.witness import EngineOp
+from fp8graph.data.plan import Shapes, shapes_from_json, shapes_to_json
+from fp8graph.engines.job import BuildJob
+from fp8graph.engines.witness import EngineOp, texts
 
 KIND, VERSION = "engine", 1
 
@@ -22,7 +22,8 @@ KIND, VERSION = "engine", 1
 class Manifest:
     """A manifest, read. `engine`, `model`, `plan` and the values of `data` (the model's data files) are sha256.
 
-    `layers` is None where the builder listed none; `builder` is name and version.
+    `layers` is None where the builder listed none; `builder` is name and version. `keys` are those of the model's ops,
+    by the names that layers give to their nodes; empty in a manifest of an earlier version.
     """
 
     engine: str
@@ -33,6 +34,7 @@ class Manifest:
     chips: tuple[str, ...]
     profiles: tuple[Shapes, ...]
     layers: tuple[EngineOp, ...] | None
+    keys: Mapping[str, tuple[str, ...]]
 
     @staticmethod
     def from_json(document: Any, where: str = "manifest") -> Manifest:
@@ -41,7 +43,7 @@ class Manifest:
         try:
             rows = document["layers"]
             layers = None if rows is None else tuple(EngineOp.from_json(row) for row in rows)
-            profiles = tuple(profile_from_json(item) for item in document["profiles"])
+            profiles = tuple(shapes_from_json(item) for item in document["profiles"])
             if any(not 0 <= row.profile < max(1, len(profiles)) for row in layers or ()):
                 raise ValueError("a layer belongs to no profile")
             return Manifest(
@@ -53,6 +55,7 @@ class Manifest:
                 chips=tuple(str(chip) for chip in document["chips"]),
                 profiles=profiles,
                 layers=layers,
+                keys={str(name): texts(some) for name, some in document.get("keys", {}).items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise malformed(KIND, where, error) from error
@@ -70,8 +73,9 @@ def make(
     made: Mapping[str, Any],
     rows: Sequence[EngineOp] | None,
     data: Sequence[Path] = (),
+    keys: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
-    """The manifest of an engine as a document; `data` are the model's data files.
+    """The manifest of an engine as a document; `data` are the model's data files, `keys` as in `Manifest`.
 
     Digests instead of paths: same inputs, same bytes. Files are named without their folders.
     """
@@ -83,8 +87,9 @@ def make(
         "plan": plan,
         "builder": {"name": job.builder, "version": made["version"]},
         "chips": list(made["chips"]),
-        "profiles": [profile_to_json(shapes) for shapes in job.profiles],
+        "profiles": [shapes_to_json(shapes) for shapes in job.profiles],
         "options": job.options,
+        "keys": dict(keys or {}),
         "layers": None if rows is None else [row.to_json() for row in rows],
     }
 

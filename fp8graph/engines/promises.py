@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,9 +13,8 @@ from fp8graph.data.plan import Decision, Plan
 from fp8graph.data.target import Target
 from fp8graph.engines.sites import PRODUCTS, Operand, Site, operand
 from fp8graph.engines.witness import SMALL
+from fp8graph.formats import family
 from fp8graph.graph import walk
-
-_FLOAT = re.compile(r"e(\d)m(\d)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,13 +26,6 @@ class Promise:
     name: str
     planned: str
     sites: tuple[Site, ...]
-
-
-def family(format_name: str) -> str:
-    """What engines call a format: fp8, fp4, int8 ... by its number of bits.   e4m3fn -> fp8, e2m1 -> fp4"""
-    if found := _FLOAT.match(format_name):
-        return f"fp{1 + int(found.group(1)) + int(found.group(2))}"
-    return format_name.removeprefix("u")
 
 
 def planned_word(decision: Decision, target: Target | None = None) -> str:
@@ -69,12 +60,10 @@ def of_plan(plan: Plan, found: Sequence[Site]) -> list[Promise]:
     by_name: dict[str, list[Site]] = {}
     by_place: dict[str, list[Site]] = {}
     for site in found:
-        key = walk.node_key(site.node)
         for one in walk.keys(site.place):
             by_key.setdefault(one, []).append(site)
-        whole, _, role = key.rpartition("~")
-        if whole and role and site.node.op_type in PRODUCTS:
-            by_key.setdefault(whole + "~", []).append(site)
+        if site.whole:
+            by_key.setdefault(site.whole + "~", []).append(site)
         by_name.setdefault(site.node.name or "", []).append(site)
         by_place.setdefault(site.place.scope + walk.first_output(site.node), []).append(site)
     promises, aim = [], _target(plan)

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from fp8graph.core.facts import Facts
+from fp8graph.core.facts import Facts, facts_for
 from fp8graph.core.forecast import forecast
 from fp8graph.data.attestation import HIGH
 from fp8graph.data.plan import Shapes
 from fp8graph.data.target import Target
-from fp8graph.graph import protos, walk
+from fp8graph.engines.sites import PRODUCTS
+from fp8graph.graph import tensors, walk
 
 SIZED = ("Conv", "Gemm", "MatMul")
-_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _FORMAT = "e4m3fn"
-_PRODUCTS = (*SIZED, "ConvTranspose", "Einsum", "Attention", "TRT_QuantizedAttention")
 
 
 def facts_under(model: ir.Model, shapes: Shapes) -> Facts:
-    """The facts that rows ask for, under the least of `shapes`, where legality is tightest, as planning asks."""
-    valued = walk.shape_inputs(model)
-    least = {name: profile.min for name, profile in shapes.items() if name not in valued}
+    """The facts that rows ask for, under the shapes of the profiles, as planning asks."""
     try:
-        inferred = protos.concrete_shapes(model, least) if least else {}
+        return facts_for(model, shapes)
     except Exception:  # onnx raises many types; rows that ask for sizes then do not apply
-        inferred = {}
-    return Facts(model, inferred)
+        return Facts(model, {})
 
 
 def statuses(model: ir.Model, target: Target, facts: Facts) -> dict[str, str]:
@@ -35,8 +31,8 @@ def statuses(model: ir.Model, target: Target, facts: Facts) -> dict[str, str]:
         node = place.node
         if node.op_type in SIZED and node.domain in ("", "ai.onnx") and len(node.inputs) >= 2:
             types = [value.dtype for value in node.inputs[:2] if value is not None]
-            if all(dtype is None or dtype in _FLOATS for dtype in types):
-                half = any(dtype in _FLOATS[1:] for dtype in types)
+            if all(dtype is None or dtype in tensors.PLAIN for dtype in types):
+                half = any(dtype in tensors.HALF for dtype in types)
                 found[place.key] = target.row(node.op_type, _FORMAT, facts.of(node, half=half)).status
     return found
 
@@ -57,7 +53,7 @@ def heads(model: ir.Model) -> set[int]:
     Followed from each product upwards, out of bodies to what their owners read, and into the bodies of what it reads.
     """
     owners = {id(body): place.node for place in walk.walk(model) for _, body in walk.bodies(place.node)}
-    products = [place.node for place in walk.walk(model) if place.node.op_type in _PRODUCTS]
+    products = [place.node for place in walk.walk(model) if place.node.op_type in PRODUCTS]
     waiting = [value for node in products for value in node.inputs if value is not None]
     seen: set[int] = set()
     before: set[int] = set()

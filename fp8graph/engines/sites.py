@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from fp8graph.engines.witness import NodeName
-from fp8graph.graph import walk
+from fp8graph.core.operands import PRODUCTS as PRODUCTS
+from fp8graph.core.reading import attribute, given
+from fp8graph.engines.witness import SMALL, NodeName
+from fp8graph.formats import family
+from fp8graph.graph import tensors, walk
 from fp8graph.graph.constants import constants as constants
 
-# Op types whose first two inputs are multiplied.
-PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "Attention", "TRT_QuantizedAttention"})
 # Measured with tensorrt_rtx 1.7.1: between DQ and its op these leave the op in FP8. Cast only from fp32 downwards,
 # Mul and Div only by a constant.
 MOVES = frozenset(
@@ -26,17 +27,6 @@ BREAKERS = frozenset(
 )
 _DEQUANTIZE = {"DequantizeLinear": "", "TRT_FP8DequantizeLinear": "fp8", "TRT_MXFP8DequantizeLinear": "fp8"}
 _STEPS = 64  # longest chain between an op and its DQ that is followed
-_FORMATS = {
-    "FLOAT8E4M3FN": "fp8",
-    "FLOAT8E4M3FNUZ": "fp8",
-    "FLOAT8E5M2": "fp8",
-    "FLOAT8E5M2FNUZ": "fp8",
-    "FLOAT4E2M1": "fp4",
-    "INT8": "int8",
-    "UINT8": "int8",
-    "INT4": "int4",
-    "UINT4": "int4",
-}
 
 
 # A call and the function that it calls, while an operand is followed inside.
@@ -55,6 +45,12 @@ class Site:
         """The node itself."""
         return self.place.node
 
+    @property
+    def whole(self) -> str:
+        """Of a product that is a part of an op taken apart, with the key KEY~ROLE: KEY; empty for any other node."""
+        whole, _, role = walk.node_key(self.node).rpartition("~")
+        return whole if role and self.node.op_type in PRODUCTS else ""
+
 
 def sites(model: ir.Model) -> list[Site]:
     """Every node of the model: main graph, bodies, functions."""
@@ -69,10 +65,10 @@ def _sites(graph: ir.Graph | ir.Function, scope: str, suffix: str, *, looped: bo
     for node in graph:
         base = node.name or f"node_of_{node.outputs[0].name if node.outputs else ''}"
         yield Site(walk.Place(node, scope, graph), NodeName(base, "" if called else base + suffix, looped))
-        for attribute, body in walk.bodies(node):
-            inner = f"{scope}{walk.first_output(node)}.{attribute}/"
+        for label, body in walk.bodies(node):
+            inner = f"{scope}{walk.first_output(node)}.{label}/"
             # Measured: branches of If add to a name, bodies of Loop and Scan do not.
-            branch = f" | {body.name} ({attribute}) | {base} (If){suffix}" if node.op_type == "If" else suffix
+            branch = f" | {body.name} ({label}) | {base} (If){suffix}" if node.op_type == "If" else suffix
             yield from _sites(body, inner, branch, looped=looped or node.op_type in ("Loop", "Scan"), called=called)
 
 
@@ -162,15 +158,19 @@ def _format(value: ir.Value, calls: list[_Call]) -> str:
 
 def _stored_as(value: ir.Value) -> str:
     dtype = value.dtype or (value.const_value.dtype if value.const_value is not None else None)
-    return _FORMATS.get(dtype.name, "") if dtype is not None else ""
+    return _small(dtype)
+
+
+def _small(dtype: ir.DataType | None) -> str:
+    """What engines call a type of one byte or less; empty for any other."""
+    name = family(tensors.word(dtype))
+    return name if name in SMALL else ""
 
 
 def _quantized_to(node: ir.Node, calls: list[_Call]) -> str:
     if node.op_type == "TRT_FP8QuantizeLinear":
         return "fp8"
-    zero = node.inputs[2] if len(node.inputs) > 2 else None
+    zero = given(node, 2)
     if zero is not None:
         return _stored_as(zero if zero.dtype is not None else _given(zero, calls) or zero)
-    wanted = node.attributes.get("output_dtype")
-    number = wanted.as_int() if wanted is not None and not wanted.is_ref() else 0
-    return _FORMATS.get(ir.DataType(number).name, "int8") if number else "int8"
+    return _small(ir.DataType(attribute(node, "output_dtype") or ir.DataType.UINT8))

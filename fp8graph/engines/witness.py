@@ -103,14 +103,15 @@ class EngineOp:
         return EngineOp(
             int(row.get("profile", 0)),
             str(row["layer"]),
-            _texts(row["onnx"]),
-            _texts(row["operands"]),
-            _texts(row.get("stored", [])),
-            _texts(row.get("rounded", [])),
+            texts(row["onnx"]),
+            texts(row["operands"]),
+            texts(row.get("stored", [])),
+            texts(row.get("rounded", [])),
         )
 
 
-def _texts(items: Any) -> tuple[str, ...]:
+def texts(items: Any) -> tuple[str, ...]:
+    """A list of texts from a document. Raises TypeError for anything else."""
     if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
         raise TypeError(f"a list of texts was expected, not {items!r}")
     return tuple(items)
@@ -209,7 +210,7 @@ class Witness:
             if not op.names and op.kind != "other":
                 self._nameless.setdefault(op.profile, []).append(op)
             for layer in op.names:
-                for node in _meant(layer, by_base):
+                for node in meant(layer, by_base):
                     self._of.setdefault((node, op.profile), []).append(op)
         # Nodes that engines cannot tell apart: each is there only if as many products name it.
         self._twins = {}
@@ -249,7 +250,7 @@ class Witness:
         return max(said, key=lambda testimony: ORDER.index(testimony.word))
 
 
-def _meant(layer: str, by_base: Mapping[str, list[NodeName]]) -> Iterable[NodeName]:
+def meant(layer: str, by_base: Mapping[str, list[NodeName]]) -> Iterable[NodeName]:
     """The nodes that a layer's name may mean: those of the longest base; of several, the one in the same place."""
     base = layer
     while base not in by_base:

@@ -6,14 +6,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fp8graph.flow.benching import Benched, bench
-    from fp8graph.flow.checking import Checked, check
-    from fp8graph.flow.engine import Built, attest, build
-    from fp8graph.flow.importing import Imported, import_plan
-    from fp8graph.flow.inspecting import diff, inspect
-    from fp8graph.flow.looking import compare, doctor
-    from fp8graph.flow.optimizing import Calibrated, Optimized, calibrate, optimize
-    from fp8graph.flow.reporting import Reported, report
+    from fp8graph.flow.benching import Benched as Benched
+    from fp8graph.flow.benching import bench as bench
+    from fp8graph.flow.checking import Checked as Checked
+    from fp8graph.flow.checking import check as check
+    from fp8graph.flow.engine import Built as Built
+    from fp8graph.flow.engine import attest as attest
+    from fp8graph.flow.engine import build as build
+    from fp8graph.flow.importing import Imported as Imported
+    from fp8graph.flow.importing import import_plan as import_plan
+    from fp8graph.flow.inspecting import diff as diff
+    from fp8graph.flow.inspecting import inspect as inspect
+    from fp8graph.flow.looking import compare as compare
+    from fp8graph.flow.looking import doctor as doctor
+    from fp8graph.flow.optimizing import Calibrated as Calibrated
+    from fp8graph.flow.optimizing import Optimized as Optimized
+    from fp8graph.flow.optimizing import calibrate as calibrate
+    from fp8graph.flow.optimizing import optimize as optimize
+    from fp8graph.flow.reporting import Reported as Reported
+    from fp8graph.flow.reporting import report as report
 
 _HOME = {
     "optimize": "optimizing",
@@ -36,27 +47,7 @@ _HOME = {
     "Reported": "reporting",
     "doctor": "looking",
 }
-__all__ = [
-    "Benched",
-    "Built",
-    "Calibrated",
-    "Checked",
-    "Imported",
-    "Optimized",
-    "Reported",
-    "attest",
-    "bench",
-    "build",
-    "calibrate",
-    "check",
-    "compare",
-    "diff",
-    "doctor",
-    "import_plan",
-    "inspect",
-    "optimize",
-    "report",
-]
+__all__ = sorted(_HOME)  # type checkers read the imports above
 
 
 def __getattr__(name: str) -> Any:

@@ -25,6 +25,22 @@ def path(given: Any, name: str) -> Path | None:
     raise wrong(name, given, "a path")
 
 
+def needed_path(given: Any, name: str) -> Path:
+    """A path as it was given."""
+    found = path(given, name)
+    if found is None:
+        raise wrong(name, given, "a path")
+    return found
+
+
+def side(given: Any) -> tuple[Any, str]:
+    """A side of a comparison and the runner that it names: `m.onnx@onnxruntime`; empty where it names none."""
+    if isinstance(given, (str, Path)) and not Path(given).exists() and "@" in str(given):
+        file, _, runner = str(given).rpartition("@")
+        return file, runner
+    return given, ""
+
+
 def texts(given: Any, name: str) -> tuple[str, ...] | None:
     """Several texts, or one; None stays None."""
     if given is None:
@@ -140,20 +156,19 @@ def recipe(given: Any) -> str | Recipe | None:
     return given if isinstance(given, Recipe) else text(given, "recipe")
 
 
-METHODS = {"absmax": "amax", "max": "amax", "amax": "amax"}  # as people call them, and as recipes do
+METHODS = ("absmax", "max", "amax")  # as people and recipes call the one that there is
 
 
-def method(given: Any) -> str | None:
-    """The rule for observed scales by its name in recipes; None stays None. Raises UsageError FG101."""
-    if given is None or given in METHODS:
-        return None if given is None else METHODS[given]
-    raise UsageError(
-        f"there is no calibration method '{given}'",
-        where="--calibration-method",
-        why="scales come from the largest absolute value that was seen",
-        do="--calibration-method absmax, which is the default (max is the same)",
-        code="FG101",
-    )
+def check_method(given: Any) -> None:
+    """Raises UsageError FG101 for another rule for observed scales than the largest absolute value; None is that."""
+    if given is not None and given not in METHODS:
+        raise UsageError(
+            f"there is no calibration method '{given}'",
+            where="--calibration-method",
+            why="scales come from the largest absolute value that was seen",
+            do="--calibration-method absmax, which is the default (max is the same)",
+            code="FG101",
+        )
 
 
 def wrong(name: str, given: Any, wanted: str, do: str = "") -> UsageError:

@@ -12,6 +12,7 @@ from fp8graph.base.progress import SILENT, Progress
 from fp8graph.data.plan import Shapes
 from fp8graph.engines import bench as benches
 from fp8graph.engines.bench import Benchmark
+from fp8graph.flow import asked
 from fp8graph.runners.engine import Engine, runtime_of
 
 
@@ -46,16 +47,18 @@ def bench(
 
     Raises InputError for a file that is no engine, UsageError, BackendError FG505 where package or GPU are missing.
     """
-    if rounds < benches.LEAST_ROUNDS:
+    if (asked.whole(rounds, "rounds") or 0) < benches.LEAST_ROUNDS:
         why = f"{benches.LEAST_ROUNDS} rounds bound the noise with 95 % confidence, {rounds} do not"
-        raise UsageError("too few rounds", where="--rounds", why=why, do="give 6 or more", code="FG100")
-    engines = [_open(path) for path in (a, b) if path is not None]
-    asked = {name: profile.opt for name, profile in (shapes or {}).items()}
-    unknown = [name for name in asked if any(name not in engine.inputs for engine in engines)]
+        do = f"give {benches.LEAST_ROUNDS} or more"
+        raise UsageError("too few rounds", where="--rounds", why=why, do=do, code="FG100")
+    usual = {name: profile.opt for name, profile in (asked.shapes(shapes) or {}).items()}
+    paths = [asked.needed_path(a, "a"), *([asked.needed_path(b, "b")] if b is not None else [])]
+    engines = [_open(path) for path in paths]
+    unknown = [name for name in usual if any(name not in engine.inputs for engine in engines)]
     if unknown:
         do = f"it has {', '.join(engines[0].inputs)}"
         raise UsageError(f"an engine has no input '{unknown[0]}'", where="--shapes", do=do, code="FG101")
-    sizes = [{**engine.shapes(), **asked} for engine in engines]
+    sizes = [{**engine.shapes(), **usual} for engine in engines]
     if b is not None and sizes[0] != sizes[1]:
         raise UsageError(
             "the engines' usual shapes differ",
@@ -73,9 +76,9 @@ def bench(
     return Benched(found, engines[0].device.name, runtimes, sizes[0])
 
 
-def _open(given: str | Path) -> Engine:
-    path, _, named = (Path(given), "", "") if Path(given).exists() else str(given).rpartition("@")
-    path = Path(path)
+def _open(given: Path) -> Engine:
+    found, named = asked.side(given)
+    path = Path(found)
     if not path.is_file():
         raise InputError("the engine does not exist", where=str(given), do="check the path", code="FG508")
     runtime = runtime_of(path)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from fp8graph.base.files import WrittenFile, check_writable, describe, staged
 from fp8graph.base.findings import Finding
 from fp8graph.data import target as targets
 from fp8graph.data.document import load_json
+from fp8graph.flow import asked
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -36,11 +37,6 @@ class Checked(tuple[Finding, ...]):
     fixed: tuple[Finding, ...] = ()
     done: tuple[str, ...] = ()
     files: tuple[WrittenFile, ...] = ()
-
-    @staticmethod
-    def of(findings: Iterable[Finding]) -> Checked:
-        """The findings alone."""
-        return Checked(findings)
 
 
 @dataclass(frozen=True)
@@ -83,18 +79,19 @@ def check(
     from fp8graph.data.plan import Plan as PlanType
     from fp8graph.graph.load import load
 
-    made = plan if plan is None or isinstance(plan, PlanType) else _read(Path(plan))
-    aim = targets.load(target or (made.target if made is not None else "tensorrt-rtx"))
-    if output is not None and not fix:
+    made = plan if plan is None or isinstance(plan, PlanType) else _read(asked.needed_path(plan, "plan"))
+    aim = targets.load(asked.text(target, "target") or (made.target if made is not None else "tensorrt-rtx"))
+    out = asked.path(output, "output")
+    if out is not None and not fix:
         raise UsageError("check writes nothing without --fix", where="-o", do="add --fix", code="FG100")
-    if output is not None:
-        given = [Path(model)] if isinstance(model, (str, Path)) else []
-        check_writable(Path(output), force=force, inputs=given, also=(".data",))
+    if out is not None:
+        given = [Path(item) for item in (model, plan) if isinstance(item, (str, Path))]
+        check_writable(out, force=force, inputs=given, also=(".data",))
     source = load(model)
-    if output is not None and source.external:
-        check_writable(Path(output), force=force, inputs=source.external, also=(".data",))
-    before = _look(source.model, source, aim, made)
-    return _mended(source, aim, made, before, output) if fix else Checked.of(before)
+    if out is not None and source.external:
+        check_writable(out, force=force, inputs=source.external, also=(".data",))
+    before = _look(source.model, aim, made)
+    return _mended(source, aim, made, before, out) if fix else Checked(before)
 
 
 def _read(path: Path) -> Plan:
@@ -103,20 +100,20 @@ def _read(path: Path) -> Plan:
     return PlanType.from_json(load_json(path, "the plan"), str(path))
 
 
-def _look(model: ir.Model, source: Source, aim: Target, plan: Plan | None) -> list[Finding]:
+def _look(model: ir.Model, aim: Target, plan: Plan | None) -> list[Finding]:
     from fp8graph.core import check as rules
-    from fp8graph.core.stages import facts_for
+    from fp8graph.core.facts import facts_for
     from fp8graph.graph import walk
     from fp8graph.graph.protos import infer_types
 
     infer_types(model)
-    facts = facts_for(replace(source, model=model), plan.shapes) if plan is not None else None
+    facts = facts_for(model, plan.shapes) if plan is not None else None
     # What we have written was planned, whether the plan is here or not.
     planned = plan is not None or any(walk.FOR in place.node.metadata_props for place in walk.walk(model))
     return rules.check(model, aim, facts, planned=planned)
 
 
-def _mended(source: Source, aim: Target, plan: Plan | None, before: Sequence[Finding], output: Any) -> Checked:
+def _mended(source: Source, aim: Target, plan: Plan | None, before: Sequence[Finding], out: Path | None) -> Checked:
     from fp8graph.core.context import Context
     from fp8graph.data import recipe
     from fp8graph.graph.save import like_source, save
@@ -127,7 +124,7 @@ def _mended(source: Source, aim: Target, plan: Plan | None, before: Sequence[Fin
     codes = {item.code for item in before}
     done = [mend.does for mend in _MENDS if codes & set(mend.codes) and _do(mend, model, ctx)]
     done += ["gave nodes names of their own"] if _named(model) else []
-    after = _look(model, source, aim, plan)
+    after = _look(model, aim, plan)
     left = Counter((item.code, item.op) for item in after)
     gone = []
     for item in before:
@@ -138,14 +135,13 @@ def _mended(source: Source, aim: Target, plan: Plan | None, before: Sequence[Fin
             gone.append(item)
     legal = Legal(model, source)
     files: list[WrittenFile] = []
-    if output is not None and done:  # a copy of what came in would pass for a mended model
-        path = Path(output)
-        with staged(path) as folder:
-            names = [made.name for made in save(legal, folder, path.name)]
-        files = [describe(path.with_name(name)) for name in names]
-    checked = Checked.of(after)
+    if out is not None and done:  # a copy of what came in would pass for a mended model
+        with staged(out) as folder:
+            names = [made.name for made in save(legal, folder, out.name)]
+        files = [describe(out.with_name(name)) for name in names]
+    checked = Checked(after)
     checked.fixed, checked.done, checked.files = tuple(gone), tuple(done), tuple(files)
-    checked.model = like_source(legal) if output is None else None
+    checked.model = like_source(legal) if out is None else None
     return checked
 
 

@@ -26,6 +26,7 @@ from fp8graph.engines.job import BuildJob
 from fp8graph.flow import asked
 from fp8graph.flow.given import check_not_empty
 from fp8graph.graph.load import load
+from fp8graph.graph.stages import Source
 
 _log = logging.getLogger("fp8graph.flow")
 
@@ -127,10 +128,10 @@ def build(
     )
     for one in job.profiles if shapes else ():
         check_not_empty(one, opened)
-    findings = _other_shapes(source, made, aim, job.profiles)
+    findings = _other_shapes(opened, made, aim, job.profiles)
     built = Built((), {}, job.chips, (), findings=findings)
     if output is not None:
-        engine, digest = Path(output), sha256_of(plan_path) if plan_path is not None else ""
+        engine, digest = output, sha256_of(plan_path) if plan_path is not None else ""
         done = build_engine(
             job, engine, plan=digest, timeout_s=timeout, memory_limit_bytes=memory_limit, progress=progress
         )
@@ -138,7 +139,7 @@ def build(
         built = replace(built, files=tuple(done.files), manifest=done.manifest, chips=chips)
         built = replace(built, warnings=tuple(done.warnings))
         built = _attested(built, engine, source, plan_path, made) if attest else built
-    return built if emit_script is None else _scripted(built, job, Path(emit_script), output)
+    return built if emit_script is None else _scripted(built, job, opened, emit_script, output)
 
 
 def _profiles(shapes: Shapes | Sequence[Shapes] | None, plan: Plan | None) -> tuple[Shapes, ...]:
@@ -152,10 +153,10 @@ def _profiles(shapes: Shapes | Sequence[Shapes] | None, plan: Plan | None) -> tu
 
 def _check_outputs(
     builder: str,
-    output: str | Path | None,
-    emit_script: str | Path | None,
-    load_cache: str | Path | None,
-    save_cache: str | Path | None,
+    output: Path | None,
+    emit_script: Path | None,
+    load_cache: Path | None,
+    save_cache: Path | None,
     inputs: Sequence[Path | None],
     *,
     force: bool,
@@ -172,20 +173,20 @@ def _check_outputs(
     if output is None and emit_script is None:
         raise UsageError("nothing was asked for", do="name an engine, a script, or both", code="FG100")
     if output is not None:
-        check_writable(Path(output), force=force, inputs=read, also=(".json", ".log"))
+        check_writable(output, force=force, inputs=read, also=(".json", ".log"))
     if emit_script is not None:
-        check_writable(Path(emit_script), force=force, inputs=read)
-        if output is not None and Path(emit_script).absolute() == Path(output).absolute():
+        check_writable(emit_script, force=force, inputs=read)
+        if output is not None and emit_script.absolute() == output.absolute():
             raise UsageError("engine and script have one name", where=str(output), do="name another one", code="FG103")
     if save_cache is not None:
-        own = load_cache is not None and same_file(Path(save_cache), Path(load_cache))
-        check_writable(Path(save_cache), force=force or own, inputs=read)
+        own = load_cache is not None and same_file(save_cache, load_cache)
+        check_writable(save_cache, force=force or own, inputs=read)
 
 
-def _other_shapes(source: Path, plan: Plan | None, aim: Target, profiles: Sequence[Shapes]) -> tuple[Finding, ...]:
+def _other_shapes(source: Source, plan: Plan | None, aim: Target, profiles: Sequence[Shapes]) -> tuple[Finding, ...]:
     if plan is None or all(shapes == plan.shapes for shapes in profiles):
         return ()
-    found = othershapes.costs(load(source).model, plan, aim, profiles)
+    found = othershapes.costs(source.model, plan, aim, profiles)
     alike: dict[tuple[str, str, str], list[str]] = {}
     for item in found:
         if item.severity == "warning":
@@ -206,7 +207,7 @@ def _attested(built: Built, engine: Path, model: Path, plan_path: Path | None, p
     return replace(built, attestation=said, manifest=document, files=written)
 
 
-def _scripted(built: Built, job: BuildJob, path: Path, output: str | Path | None) -> Built:
+def _scripted(built: Built, job: BuildJob, source: Source, path: Path, output: Path | None) -> Built:
     """With the script. Raises UsageError for what the builder does not have, and where nobody has named a chip."""
     chips = built.chips
     if not built.manifest:
@@ -221,10 +222,9 @@ def _scripted(built: Built, job: BuildJob, path: Path, output: str | Path | None
                 do="name one or several: --target tensorrt-rtx:sm89+sm120",
                 code="FG100",
             )
-    source = load(job.model)
     digests = {file: sha256_of(file) for file in (Path(job.model), *source.external)}
     version = str(built.manifest["builder"]["version"]) if built.manifest else ""
-    engine = Path(output) if output is not None else path.with_name(Path(job.model).stem + ".engine")
+    engine = output if output is not None else path.with_name(Path(job.model).stem + ".engine")
     write_text(path, script.text(job, path, engine, chips=chips, digests=digests, version=version))
     return replace(built, chips=chips, files=(*built.files, describe(path)))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,8 +75,7 @@ class Gathering:
     def finish(self) -> None:
         """Takes away what an interrupted run has left."""
         if self.file is not None:
-            with contextlib.suppress(FileNotFoundError):
-                self.file.unlink()
+            self.file.unlink(missing_ok=True)
 
     def _load(self, path: Path, source: str, label: str) -> Ranges:
         document = check_schema(load_json(path, "what --resume goes on from"), _KIND, _VERSION, str(path))
@@ -134,8 +132,7 @@ def merged(files: Any) -> Ranges:
         if isinstance(item, Ranges):
             parts.append(("the ranges given", item))
             continue
-        path = asked.path(item, "merge")
-        assert path is not None
+        path = asked.needed_path(item, "merge")
         if any(same_file(path, other) for other in paths):
             raise UsageError(
                 "ranges are to be joined with themselves",

@@ -234,8 +234,7 @@ def load_plan(plan: Any) -> Plan:
     """A plan with the arrays that lie beside its document. Raises InputError FG111 or FG105, UsageError FG100."""
     if isinstance(plan, Plan):
         return plan
-    path = asked.path(plan, "plan")
-    assert path is not None
+    path = asked.needed_path(plan, "plan")
     document = load_json(path, "the plan")
     made = Plan.from_json(document, str(path))
     digest = document.get("sidecar", "")
@@ -260,8 +259,7 @@ def load_ranges(ranges: Any, source: Source) -> Ranges:
     if isinstance(ranges, Ranges):
         seen, where = ranges, "the ranges given"
     else:
-        file = asked.path(ranges, "ranges")
-        assert file is not None
+        file = asked.needed_path(ranges, "ranges")
         seen, where = Ranges.from_json(load_json(file, "the ranges"), str(file)), str(file)
     if seen.source and seen.source != (here := source_digest(source)):
         raise InputError(

@@ -96,9 +96,7 @@ def import_plan(
     """
     globs = asked.texts(allow_unmatched, "allow_unmatched") or ()
     progress = asked.progress(progress)
-    path, out = asked.path(source, "source"), asked.path(output, "output")
-    if path is None:
-        raise asked.wrong("source", source, "a path")
+    path, out = asked.needed_path(source, "source"), asked.path(output, "output")
     kind = _check_call(path, model, out, from_, force)
     if kind != "safetensors":
         return _planned(model, path, kind, target, recipe, globs, out)
@@ -163,7 +161,7 @@ def _check_call(path: Path, model: Any, out: Path | None, from_: str, force: boo
     """What is to be read. Raises UsageError for what is asked and not there, before anything is read."""
     from fp8graph.flow.given_scales import READERS, kind_of
 
-    if from_ not in SOURCES:
+    if asked.text(from_, "from_") not in SOURCES:
         raise UsageError(f"there is no source '{from_}'", where="--from", do=did_you_mean(from_, SOURCES), code="FG101")
     kind = kind_of(path) if from_ == "auto" else from_
     wanted = ".json" if kind in READERS else ".onnx"

@@ -12,7 +12,8 @@ from fp8graph.base.names import OpPattern
 from fp8graph.data import contents as inside
 from fp8graph.data.contents import Contents, ScaleContent
 from fp8graph.data.difference import Difference, differ
-from fp8graph.data.document import load_json
+from fp8graph.data.document import kind_of, load_json
+from fp8graph.flow import asked
 from fp8graph.report import narrowing
 
 _KNOWN = "a model, plan, ranges, engine, manifest, attestation or a result of --json"
@@ -29,14 +30,16 @@ def inspect(file: str | Path, *, show: Sequence[str] | None = None, op: Sequence
     """What is in a file: a model, plan, ranges, engine, manifest or attestation, or what a command printed by --json.
 
     show   io, ops, scales, layers: these sections only
-    op     patterns: only rows that one of them selects, by key, node name or type, in every section
+    op     patterns: only rows that one of them selects, by key, node name or type, in every section; the
+           keys of an engine's nodes are those of its manifest
 
     The kind is detected. Raises InputError for a file that is none of these, UsageError FG101 for an unknown section,
     FG109 for a pattern that selects nothing.
     """
-    patterns = [_pattern(text) for text in op or ()]
-    found = contents_of(Path(file)).to_json()
-    return narrowing.shown(narrowing.narrowed(found, patterns), show or ())
+    patterns = _patterns(op)
+    contents = contents_of(asked.needed_path(file, "file"))
+    found = narrowing.narrowed(contents.to_json(), _meant(patterns, contents))
+    return narrowing.shown(found, asked.texts(show, "show") or ())
 
 
 def diff(a: str | Path, b: str | Path, *, op: Sequence[str] | None = None) -> Difference:
@@ -47,8 +50,8 @@ def diff(a: str | Path, b: str | Path, *, op: Sequence[str] | None = None) -> Di
     Raises UsageError FG114 for files of two kinds, FG109 for a pattern that selects nothing in both, InputError for a
     file that cannot be read. That they differ is a value, no error.
     """
-    patterns = [_pattern(text) for text in op or ()]
-    one, other = contents_of(Path(a)), contents_of(Path(b))
+    patterns = _patterns(op)
+    one, other = contents_of(asked.needed_path(a, "a")), contents_of(asked.needed_path(b, "b"))
     if one.kind != other.kind:
         raise UsageError(
             f"the files are of two kinds: {one.kind} and {other.kind}",
@@ -81,19 +84,41 @@ def _instead(kinds: set[str], a: str, b: str) -> str:
 def _selected(a: Contents, b: Contents, patterns: Sequence[OpPattern]) -> tuple[Contents, Contents]:
     hit: set[str] = set()
 
+    def chosen(contents: Contents) -> set[str]:
+        mine = _meant(patterns, contents)
+        return {
+            op.key
+            for op in contents.ops
+            if narrowing.selects(mine, (op.key, *op.more.get("keys", ())), (op.name,), op.op_type, hit)
+        }
+
+    keys = chosen(a) | chosen(b)  # an op that is selected in one is looked at in both
+
     def kept(contents: Contents) -> Contents:
-        ops = tuple(op for op in contents.ops if narrowing.selects(patterns, op.key, op.name, op.op_type, hit))
-        keys = {op.key for op in ops}
+        ops = tuple(op for op in contents.ops if op.key in keys)
         scales = tuple(
             scale
             for scale in contents.scales
-            if scale.key in keys or narrowing.selects(patterns, scale.tensor, "", "", hit)
+            if scale.key in keys or narrowing.selects(patterns, (scale.tensor,), ("",), "", hit)
         )
         return replace(contents, ops=ops, scales=scales, weights={})
 
     both = kept(a), kept(b)
     narrowing.refuse_unused(patterns, hit)
     return both
+
+
+def _meant(patterns: Sequence[OpPattern], contents: Contents) -> Sequence[OpPattern]:
+    """The patterns as they select in this file: engines call ops by node names, whose keys have to be known."""
+    if not patterns or contents.kind != "engine":
+        return patterns
+    from fp8graph.engines.contents import by_key
+
+    return by_key(patterns, contents)
+
+
+def _patterns(given: Any) -> list[OpPattern]:
+    return [_pattern(text) for text in asked.texts(given, "op") or ()]
 
 
 def _pattern(text: str) -> OpPattern:
@@ -120,7 +145,11 @@ def contents_of(path: Path) -> Contents:
             begin = stream.read(64)
     except OSError as error:
         raise InputError(
-            "the file cannot be read", where=str(path), why=error.strerror or str(error), code="FG111"
+            "the file cannot be read",
+            where=str(path),
+            why=error.strerror or str(error),
+            do="check its permissions",
+            code="FG111",
         ) from error
     if begin[:4] in (b"vtrt", b"ftrt"):
         return _engine(path)
@@ -137,7 +166,7 @@ def contents_of(path: Path) -> Contents:
 def of_document(document: Any, path: Path) -> Contents:
     """What is in a document of ours. Raises InputError FG111 for any other, and for a damaged one."""
     said = document if isinstance(document, dict) else {}
-    kind = str(said.get("schema", "")).removeprefix("fp8graph.").partition("/")[0]
+    kind = kind_of(said)
     inner = said.get("result")
     if kind == "result" and isinstance(inner, dict) and "schema" in inner:
         return of_document(inner, path)

@@ -19,7 +19,7 @@ from fp8graph.compare.default import try_default
 from fp8graph.compare.outputs import compare_outputs
 from fp8graph.core import registry, repairing, stages
 from fp8graph.core.context import Context
-from fp8graph.core.facts import Facts
+from fp8graph.core.facts import Facts, facts_for
 from fp8graph.core.options import Options
 from fp8graph.core.passes import PlanRule, Repair, RewritePass
 from fp8graph.core.pipeline import Pipeline
@@ -242,7 +242,7 @@ class Job:
     def _facts_for(self, shapes: Shapes) -> Facts:
         """Facts of the normalized model, inferred once for the same shapes."""
         if self._facts is None or self._facts[0] != shapes:
-            self._facts = shapes, stages.facts_for(self.normalized, shapes)
+            self._facts = shapes, facts_for(self.normalized.model, shapes)
         return self._facts[1]
 
     def wanted(self, plan: Plan) -> list[str]:

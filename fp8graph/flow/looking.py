@@ -86,7 +86,7 @@ def compare(
         asked.numbers(min_sqnr, "min_sqnr"),
     )
     saved, stored = asked.path(save_outputs, "save_outputs"), asked.path(load_outputs, "load_outputs")
-    sides = [_side(side) for side in (a, b) if side is not None]
+    sides = [asked.side(side) for side in (a, b) if side is not None]
     _check_sides(sides, saved, stored, bounded=tolerance != Tolerance())
     models = [model for model, _ in sides if not _is_engine(model)]
     if not models:
@@ -172,13 +172,6 @@ def _saving(
             done = Comparison({}, count)
         writer.close()
     return done
-
-
-def _side(given: Any) -> tuple[Any, str]:
-    if isinstance(given, (str, Path)) and not Path(given).exists() and "@" in str(given):
-        path, _, runner = str(given).rpartition("@")
-        return path, runner
-    return given, ""
 
 
 def _is_engine(model: Any) -> bool:

@@ -121,7 +121,7 @@ def optimize(
     """
     lists = op_types_to_quantize, op_types_to_exclude, nodes_to_quantize, nodes_to_exclude
     options = _options(lists, fp8_everywhere, attention, high_precision_dtype, kv_cache, direct_io_types)
-    asked.method(calibration_method)
+    asked.check_method(calibration_method)
     job = Job(
         options,
         data,
@@ -204,7 +204,7 @@ def calibrate(
         )
     lists = op_types_to_quantize, op_types_to_exclude, nodes_to_quantize, nodes_to_exclude
     options = _options(lists, fp8_everywhere, attention, high_precision_dtype, kv_cache, direct_io_types)
-    asked.method(calibration_method)
+    asked.check_method(calibration_method)
     how = Reading.of(samples, batch, seed, custom_ops, val_range, input_shapes, providers)
     part = Gathering(asked.path(output, "output"), shard_of(shard), bool(resume))
     job = Job(options, data, how, out=output, force=force, progress=progress)

@@ -13,7 +13,7 @@ from fp8graph.base.files import WrittenFile, check_writable, describe, sha256_of
 from fp8graph.base.names import did_you_mean
 from fp8graph.data.attestation import Attestation
 from fp8graph.data.comparison import Comparison, OutputDifference
-from fp8graph.data.document import load_json, malformed
+from fp8graph.data.document import kind_of, load_json, malformed
 from fp8graph.data.plan import Plan
 from fp8graph.flow import asked
 from fp8graph.report.joined import Report, join
@@ -84,7 +84,7 @@ def _name(document: Any) -> str:
 def _documents(document: Any, path: Path) -> list[Plan | Attestation | Comparison]:
     """What a file holds. Raises InputError FG111 where that is nothing that a report joins."""
     said = document if isinstance(document, dict) else {}
-    kind = str(said.get("schema", "")).removeprefix("fp8graph.").partition("/")[0]
+    kind = kind_of(said)
     if kind == "plan":
         return [Plan.from_json(document, str(path))]
     if kind == "attestation":

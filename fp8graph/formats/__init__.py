@@ -29,3 +29,14 @@ def get(name: str) -> Format:
     if not isinstance(found, Format) or found.name != name:
         raise TypeError(f"{__name__}.{name}: expected FORMAT, a Format named {name!r}, got {found!r}")
     return found
+
+
+@cache
+def family(name: str) -> str:
+    """What engines call a format: floats by their bits, integers without their sign; any other name as it is.
+
+    e4m3fn -> fp8, e2m1 -> fp4, uint8 -> int8
+    """
+    if name in names() and get(name).kind == "float":
+        return f"fp{get(name).bits}"
+    return name.removeprefix("u")

@@ -9,19 +9,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from fp8graph import formats
 from fp8graph.data.contents import Contents, OpContent, ScaleContent
 from fp8graph.graph import tensors, walk
 from fp8graph.graph.protos import infer_types
 from fp8graph.graph.save import weight_bytes
 
-_SHORT = {
-    ir.DataType.FLOAT8E4M3FN: "fp8",
-    ir.DataType.FLOAT8E5M2: "fp8",
-    ir.DataType.INT8: "int8",
-    ir.DataType.UINT8: "int8",
-    ir.DataType.FLOAT4E2M1: "fp4",
-    **tensors.FLOATS,
-}
 _MOVES = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Expand", "Slice", "Identity", "Cast"})
 _PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
@@ -91,7 +84,9 @@ def _weights(model: ir.Model, places: Sequence[walk.Place]) -> dict[str, int]:
 
 
 def _short(dtype: ir.DataType | None) -> str:
-    return "?" if dtype is None else _SHORT.get(dtype, dtype.name.lower())
+    if dtype is None:
+        return "?"
+    return formats.family(tensors.word(dtype)) or tensors.FLOATS.get(dtype, dtype.name.lower())
 
 
 def precision(node: ir.Node) -> str:
@@ -112,7 +107,7 @@ def _stored(value: ir.Value | None) -> str | None:
     if node is None or node.op_type != "DequantizeLinear":
         return None
     codes = node.inputs[0]
-    return _SHORT.get(codes.dtype) if codes is not None and codes.dtype is not None else None
+    return formats.family(tensors.word(codes.dtype)) or None if codes is not None else None
 
 
 def _value(value: ir.Value) -> Mapping[str, Any]:

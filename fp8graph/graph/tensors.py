@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
+
+from fp8graph import formats
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -24,6 +27,21 @@ NUMPY: dict[str, np.dtype[Any]] = {
     "bf16": np.dtype(ml_dtypes.bfloat16),
 }
 ONNX = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+PLAIN = (ir.DataType.FLOAT, *HALF)
+# Types of codes that are no format of ours.
+_OTHER_CODES = (ir.DataType.UINT4, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16)
+
+
+@cache
+def _words() -> dict[int, str]:
+    ours = {formats.get(name).onnx_type: name for name in formats.names()}
+    return {int(kind): kind.name.lower() for kind in _OTHER_CODES} | ours
+
+
+def word(dtype: ir.DataType | None) -> str:
+    """The name of a low-precision type as recipes spell it; empty for any other.   FLOAT8E4M3FN -> e4m3fn"""
+    return _words().get(int(dtype), "") if dtype is not None else ""
 
 
 def read(value: ir.Value) -> Array:

@@ -10,7 +10,6 @@ import onnx_ir as ir
 
 from fp8graph.graph import tensors, walk
 
-PLAIN = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _ONNX_NAMES = {"fp32": "tensor(float)", "fp16": "tensor(float16)", "bf16": "tensor(bfloat16)"}
 
 
@@ -59,7 +58,7 @@ def typed_slots(node: ir.Node, imports: Mapping[str, int], dtype: ir.DataType) -
     inputs = frozenset(
         slot
         for slot, value in enumerate(node.inputs)
-        if value is not None and value.dtype in PLAIN and variable(formal_in, slot) in allowed
+        if value is not None and value.dtype in tensors.PLAIN and variable(formal_in, slot) in allowed
     )
     bound = {variable(formal_in, slot) for slot in inputs}
     outputs = frozenset(slot for slot in range(len(node.outputs)) if variable(formal_out, slot) in bound & allowed)

@@ -5,7 +5,7 @@
     conv1_out 4.25                                                                    text, one tensor a line
 
 The text holds the highest value alone, also where the lowest is larger in magnitude: the JSON is to be preferred.
-Source: onnxruntime 1.31.1, quantization/quant_utils.py, write_calibration_table.
+Source: onnxruntime 1.31.1 and 1.32.0, quantization/quant_utils.py, write_calibration_table.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fp8graph import formats
-from fp8graph.core.reading import given, is_quantizer, word
+from fp8graph.core.reading import given, is_quantizer
 from fp8graph.graph import tensors, walk
 from fp8graph.graph.constants import number
 from fp8graph.graph.load import load
@@ -41,7 +41,7 @@ def _reach(node: ir.Node, zero: tensors.Array | None) -> float:
     said = node.outputs[0].dtype if zero is None else ir.DataType.from_numpy(zero.dtype)
     if "output_dtype" in node.attributes:
         said = ir.DataType(node.attributes["output_dtype"].as_int())
-    name = word(said) or "uint8"  # what the standard takes, where nothing is said
+    name = tensors.word(said) or "uint8"  # what the standard takes, where nothing is said
     point = 0 if zero is None else int(np.float32(zero.reshape(())[()]))
     if name.startswith("uint"):
         most = 2 ** int(name[4:]) - 1

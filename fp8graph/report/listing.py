@@ -10,7 +10,7 @@ from fp8graph.report.narrowing import SECTIONS
 from fp8graph.report.tables import Cell, Paint, facts, listed, plain, size, table, tally, wrapped
 
 # What of a row is too wide for a table: --json has it.
-_WIDE = frozenset({"witnesses", "rests_on", "names", "profiles"})
+_WIDE = frozenset({"witnesses", "rests_on", "names", "keys", "profiles"})
 # Shown where they are asked for: a model's rows are its whole graph, an engine's and a plan's are told elsewhere.
 _LONG = {"model": ("rows",), "engine": ("rows",), "plan": ("scales",)}
 _SHAPES = frozenset({"shape", "min", "opt", "max"})

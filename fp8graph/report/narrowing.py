@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 from fp8graph.base.errors import UsageError
@@ -19,9 +20,12 @@ SECTIONS = {
 _COUNTED = ("counts", "totals", "weights", "weight_bytes", "ops")
 
 
-def selects(patterns: Sequence[OpPattern], key: str, name: str, op_type: str, hit: set[str]) -> bool:
-    """Whether a pattern selects the op; the texts of those that do are added to `hit`."""
-    matching = [pattern.text for pattern in patterns if pattern.matches(key, name, op_type)]
+def selects(
+    patterns: Sequence[OpPattern], keys: Iterable[str], names: Iterable[str], op_type: str, hit: set[str]
+) -> bool:
+    """Whether a pattern selects the op by a key, a name or its type; the texts of those that do are added to `hit`."""
+    called = list(product(keys, names))
+    matching = [pattern.text for pattern in patterns if any(pattern.matches(*pair, op_type) for pair in called)]
     hit.update(matching)
     return bool(matching)
 
@@ -33,7 +37,8 @@ def refuse_unused(patterns: Sequence[OpPattern], hit: set[str]) -> None:
             raise UsageError(
                 f"the pattern '{pattern.text}' matches nothing here",
                 where="--op",
-                why="globs are matched against key and node name; of ranges against the tensor",
+                why="globs are matched against key and node name; of ranges against the tensor; "
+                "of an engine against keys only where its manifest lies beside it and tells them",
                 do="leave --op out to see all there is",
                 code="FG109",
             )
@@ -42,9 +47,9 @@ def refuse_unused(patterns: Sequence[OpPattern], hit: set[str]) -> None:
 def narrowed(document: Mapping[str, Any], patterns: Sequence[OpPattern]) -> dict[str, Any]:
     """The document with only the rows that a pattern selects, in every section that has rows.
 
-    A row is selected by its own key, name or type, by any of the ONNX nodes that it names, or because it belongs to an
-    op that is selected. `ops` is counted anew; what cannot be narrowed is left out. Raises UsageError FG109 for a
-    pattern that selects nothing.
+    A row is selected by its own key, name or type, by any of the ONNX nodes that it names, by the key of one, or
+    because it belongs to an op that is selected. `ops` is counted anew; what cannot be narrowed is left out. Raises
+    UsageError FG109 for a pattern that selects nothing.
     """
     if not patterns:
         return dict(document)
@@ -108,8 +113,8 @@ def _selected(label: str, row: Mapping[str, Any], patterns: Sequence[OpPattern],
     key = str(row.get("key") or row.get("tensor") or row.get("op") or label)
     op_type = str(row.get("op_type", row.get("type", "")))
     names = [str(row.get("name", "")), *(str(name) for name in row.get("names", ())), str(row.get("tensor", ""))]
-    chosen = [selects(patterns, key, name, op_type, hit) for name in dict.fromkeys(names)]
-    return any(chosen)
+    keys = [key, *(str(one) for one in row.get("keys", ()))]
+    return selects(patterns, keys, dict.fromkeys(names), op_type, hit)
 
 
 def _counted(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:

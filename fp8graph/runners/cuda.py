@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fp8graph.base.errors import BackendError
+from fp8graph.runners.base import unusable
 
 Array = np.ndarray[Any, Any]
 
@@ -101,7 +102,9 @@ class Device:
                 "the GPU's memory ran out" if memory else "the GPU refused",
                 where=name,
                 why=self._text(code),
-                do="give smaller --shapes, or a smaller --batch" if memory else "",
+                do="give smaller --shapes, or a smaller --batch"
+                if memory
+                else "look at nvidia-smi for the GPU's state",
                 code="FG132" if memory else "FG133",
             )
         return given[0] if given else None
@@ -129,10 +132,5 @@ def _bindings() -> Any:
     try:
         from cuda.bindings import runtime
     except Exception as error:  # a package that is half there raises whatever it likes
-        raise BackendError(
-            "cuda-python is not usable here",
-            why=f"{type(error).__name__}: {error}".partition("\n")[0],
-            do="pip install 'fp8graph[gpu]'",
-            code="FG505",
-        ) from error
+        raise unusable("cuda-python", "gpu", error) from error
     return runtime

@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from fp8graph.base.errors import BackendError, InputError
-from fp8graph.runners.base import Feeds, Outputs
+from fp8graph.runners.base import Feeds, Outputs, unusable
 from fp8graph.runners.cuda import Array, Device
 
 # How an engine file begins, and whose it is.
@@ -112,7 +112,13 @@ class Engine:
         """The type of an input or output."""
         kind = str(self._engine.get_tensor_dtype(name)).rpartition(".")[2]
         if kind not in _DTYPES:
-            raise BackendError("a tensor has a type that cannot be fed", where=name, why=f"it is {kind}", code="FG133")
+            raise BackendError(
+                "a tensor has a type that cannot be fed",
+                where=name,
+                why=f"it is {kind}",
+                do="build an engine whose inputs and outputs are floats: optimize without --kv-cache fp8",
+                code="FG133",
+            )
         found: np.dtype[Any] = np.dtype(_DTYPES[kind])
         return found
 
@@ -156,7 +162,8 @@ class Engine:
         """Hands over the inputs; gives the arrays that must live until they are copied."""
         missing = [name for name in self.inputs if name not in feeds]
         if missing:
-            raise InputError("an input of the engine is not given", where=missing[0], code="FG107")
+            do = f"add an array called '{missing[0]}' to the data"
+            raise InputError("an input of the engine is not given", where=missing[0], do=do, code="FG107")
         arrays = {name: np.ascontiguousarray(feeds[name], self.dtype(name)) for name in self.inputs}
         self._choose_profile(arrays)
         for name, array in arrays.items():
@@ -238,9 +245,4 @@ def _package(runtime: str) -> Any:
     try:
         return importlib.import_module(module)
     except Exception as error:  # a package that is half there raises whatever it likes
-        raise BackendError(
-            f"{runtime} is not usable here",
-            why=f"{type(error).__name__}: {error}".partition("\n")[0],
-            do=f"pip install 'fp8graph[{extra}]'; python -m fp8graph doctor says more",
-            code="FG505",
-        ) from error
+        raise unusable(runtime, extra, error) from error

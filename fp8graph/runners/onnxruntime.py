@@ -1,8 +1,8 @@
 """ONNX Runtime on the CPU, with the settings under which FP8 graphs are computed as written.
 
-At its default level it removes a Relu in front of an FP8 QuantizeLinear, forms integer kernels with FP8 operands and
-turns biases into int32 (measured with 1.31.1); `session.disable_quant_qdq` and leaving `ReluQuantRewrite` out cure all
-three, and weights are still folded once at load.
+At its default level it removes a Relu in front of an FP8 QuantizeLinear and turns biases into int32 (measured with
+1.31.1 and 1.32.0); 1.31.1 forms integer kernels with FP8 operands, too, and has none. `session.disable_quant_qdq` and
+leaving `ReluQuantRewrite` out cure all three, and weights are still folded once at load.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from fp8graph.base.errors import BackendError, InputError
 from fp8graph.graph import tensors
 from fp8graph.graph.save import to_proto
-from fp8graph.runners.base import Feeds, Outputs
+from fp8graph.runners.base import Feeds, Outputs, unusable
 
 # How a blob of the CPU plug-in begins, from 2026.4 on.
 MAGIC = b"RR_UPCVO"
@@ -47,12 +47,7 @@ class OpenVino:
         try:
             import openvino
         except Exception as error:  # a package that is half there raises whatever it likes
-            raise BackendError(
-                "openvino is not usable here",
-                why=f"{type(error).__name__}: {error}".partition("\n")[0],
-                do="pip install 'fp8graph[openvino]'; python -m fp8graph doctor says more",
-                code="FG505",
-            ) from error
+            raise unusable("openvino", "openvino", error) from error
         self._ov, settings = openvino, dict(properties or {})
         core = openvino.Core()
         for library in libraries:
@@ -60,7 +55,11 @@ class OpenVino:
                 core.add_extension(library)
             except Exception as error:  # OpenVINO raises RuntimeError for everything, sometimes others
                 raise InputError(
-                    "a library of custom operators cannot be loaded", where=library, why=telling(error), code="FG133"
+                    "a library of custom operators cannot be loaded",
+                    where=library,
+                    why=telling(error),
+                    do="give the library that OpenVINO loads for this model",
+                    code="FG133",
                 ) from error
         try:
             if isinstance(model, Path) and _begins(model, MAGIC):
@@ -83,7 +82,8 @@ class OpenVino:
         """Arrays by output name, bf16 as float32. Raises BackendError FG133 with OpenVINO's reason."""
         if missing := [name for name in self._inputs if name not in feeds]:
             why = f"no array was given for input '{missing[0]}'"  # a request would take that of the run before
-            raise BackendError("OpenVINO cannot run the model", why=why, code="FG133")
+            do = f"add an array called '{missing[0]}' to the data"
+            raise BackendError("OpenVINO cannot run the model", why=why, do=do, code="FG133")
         try:
             with _TURN:
                 given = {name: self._tensor(array) for name, array in feeds.items()}

@@ -17,7 +17,7 @@ from fp8graph.runners.coded import around
 from fp8graph.runners.expand import everything
 from fp8graph.runners.onnxruntime import OnnxRuntime
 
-# ONNX Runtime 1.31 loads IR versions up to 13 and promises opset 7 and above.
+# ONNX Runtime 1.31 loads IR versions up to 13, 1.32 up to 14; both promise opset 7 and above.
 _IR_VERSION, _OLDEST, _RAISED = 10, 7, 13
 
 

@@ -14,13 +14,12 @@ from onnx_ir.passes.common import InlinePass
 from fp8graph.base.errors import BackendError
 from fp8graph.core.passes import Approximate, Exactness, Ulps
 from fp8graph.graph import walk
-from fp8graph.graph.tensors import FLOATS
+from fp8graph.graph.tensors import FLOATS, HALF
 from fp8graph.runners.coded import around
 from fp8graph.runners.expand import quantized_attention
 from fp8graph.runners.onnxruntime import OnnxRuntime
 from fp8graph.testing.models import Array, Feeds
 
-_HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _EPS = {"fp64": 2.0**-52, "fp32": 2.0**-23, "fp16": 2.0**-10, "bf16": 2.0**-7}
 
 
@@ -139,5 +138,5 @@ def _mixed(model: ir.Model) -> Iterator[ir.Node]:
         node = place.node
         if node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.inputs[1] is not None:
             value = node.inputs[0] if node.op_type == "QuantizeLinear" else node.outputs[0]
-            if node.inputs[1].dtype == ir.DataType.FLOAT and value is not None and value.dtype in _HALF:
+            if node.inputs[1].dtype == ir.DataType.FLOAT and value is not None and value.dtype in HALF:
                 yield node

@@ -11,9 +11,8 @@ from typing import Any
 import onnx_ir as ir
 
 from fp8graph.base.findings import Notes
-from fp8graph.core import stages
 from fp8graph.core.context import Context
-from fp8graph.core.facts import Facts
+from fp8graph.core.facts import Facts, facts_for
 from fp8graph.core.options import Options
 from fp8graph.core.passes import RewritePass, Stage
 from fp8graph.core.pipeline import Pipeline
@@ -26,7 +25,6 @@ from fp8graph.flow.job import Job
 from fp8graph.graph import keys
 from fp8graph.graph.load import load
 from fp8graph.graph.protos import infer_types
-from fp8graph.graph.stages import Normalized, Source
 from fp8graph.testing.models import Feeds, random_feeds
 
 
@@ -49,7 +47,7 @@ class Prepared:
     @cached_property
     def facts(self) -> Facts:
         """What rules ask about the ops of `model`, where nothing is quantized yet."""
-        return stages.facts_for(Normalized(self.model, Source(self.model, "ir", self.model), ""), self.shapes)
+        return facts_for(self.model, self.shapes)
 
     def copy(self) -> Prepared:
         """The same for another run: a pass edits the model and leaves notes."""

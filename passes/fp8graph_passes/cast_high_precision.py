@@ -24,7 +24,7 @@ from fp8graph.core.context import Context
 from fp8graph.core.passes import Approximate, Exactness, RewritePass, Stage
 from fp8graph.data.plan import Decision, OpKey
 from fp8graph.graph import edit, tensors, walk
-from fp8graph.graph.typing import PLAIN, typed_slots
+from fp8graph.graph.typing import typed_slots
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class _Casting:
                 continue
             slots = typed_slots(node, self.imports, tensors.ONNX[decision.high])
             for slot, value in enumerate(node.inputs):
-                if value is None or value.dtype not in PLAIN or slot in decision.inputs:
+                if value is None or value.dtype not in tensors.PLAIN or slot in decision.inputs:
                     continue
                 wanted = tensors.ONNX[decision.high] if slot in slots.inputs else self.own.get(value, value.dtype)
                 if wanted is not None and value.dtype != wanted:
@@ -79,7 +79,7 @@ class _Casting:
                     self.changes += 1
             for slot, value in enumerate(node.outputs):
                 wanted = tensors.ONNX[decision.high] if slot in slots.outputs else self.own.get(value)
-                if value.dtype in PLAIN and wanted is not None and value.dtype != wanted:
+                if value.dtype in tensors.PLAIN and wanted is not None and value.dtype != wanted:
                     value.type = ir.TensorType(wanted)
                     self.changes += 1
 

@@ -36,7 +36,6 @@ from fp8graph.core.context import Context
 from fp8graph.core.passes import Approximate, Exactness, RewritePass, Stage
 from fp8graph.graph import edit, tensors, walk
 
-_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 # A masked score: exp of it is zero beside any other, and both fit their types.
 _LEAST, _LEAST_FP16 = -1e9, -1e4
 Dim = int | ir.SymbolicDim
@@ -133,7 +132,9 @@ def _obstacle(place: walk.Place, inputs: Sequence[ir.Value | None]) -> str:
         return "it attends within a window"
     operands = (q, k, v)
     if any(
-        value is None or value.dtype not in _FLOATS or value.dtype != q.dtype for value in operands if q is not None
+        value is None or value.dtype not in tensors.PLAIN or value.dtype != q.dtype
+        for value in operands
+        if q is not None
     ):
         return "Q, K and V are not of one float type"
     ranks = {len(value.shape) if value is not None and value.shape is not None else 0 for value in operands}
@@ -145,7 +146,7 @@ def _obstacle(place: walk.Place, inputs: Sequence[ir.Value | None]) -> str:
 def _mask_obstacle(mask: ir.Value | None, k: ir.Value | None, *, joined: bool) -> str:
     if mask is None or k is None or k.shape is None:
         return ""
-    if mask.dtype != ir.DataType.BOOL and mask.dtype not in _FLOATS:
+    if mask.dtype != ir.DataType.BOOL and mask.dtype not in tensors.PLAIN:
         return f"its mask is {mask.dtype}"
     if mask.shape is None or not len(mask.shape):
         return "the rank of its mask is not known"

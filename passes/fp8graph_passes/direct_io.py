@@ -20,7 +20,6 @@ import onnx_ir as ir
 from fp8graph.core.context import Context
 from fp8graph.core.passes import Approximate, Exactness, RewritePass, Stage
 from fp8graph.graph import coded, edit, tensors
-from fp8graph.graph.typing import PLAIN
 
 
 @dataclass(frozen=True)
@@ -38,10 +37,10 @@ class DirectIo(RewritePass):
             return 0
         names, changes = edit.Names(model), 0
         for value in list(model.graph.inputs):
-            if value.dtype in PLAIN and value.dtype != wanted and value.name not in model.graph.initializers:
+            if value.dtype in tensors.PLAIN and value.dtype != wanted and value.name not in model.graph.initializers:
                 changes += _input(value, wanted, model.graph, names) or _stays(ctx, value, ctx.high)
         for index, value in enumerate(model.graph.outputs):
-            if value.dtype in PLAIN and value.dtype != wanted and not value.is_graph_input():
+            if value.dtype in tensors.PLAIN and value.dtype != wanted and not value.is_graph_input():
                 changes += _output(index, value, wanted, model.graph, names) or _stays(ctx, value, ctx.high)
         return changes
 

@@ -23,14 +23,11 @@ import onnx_ir as ir
 from fp8graph import formats
 from fp8graph.core.context import Context
 from fp8graph.core.passes import Exact, Exactness, RewritePass, Stage
-from fp8graph.core.reading import ONNX, attribute, given, word
+from fp8graph.core.reading import ONNX, attribute, given
 from fp8graph.formats.spec import Format, Granularity, PerAxis, PerBlock, PerTensor
 from fp8graph.graph import edit, tensors, walk
 from fp8graph.graph.constants import number
 from fp8graph.numerics import cast
-
-_FP8 = ("e4m3fn", "e5m2", "e4m3fnuz", "e5m2fnuz")
-_FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
 
 @dataclass(frozen=True)
@@ -80,11 +77,11 @@ def _read(node: ir.Node) -> tuple[Format, tensors.Array, Granularity] | None:
     if node.op_type != "QuantizeLinear" or node.domain not in ONNX:
         return None
     (weight, dtype), zero = _source(node), given(node, 2)
-    format = word(zero.dtype if zero is not None else ir.DataType(attribute(node, "output_dtype")))
+    format = tensors.word(zero.dtype if zero is not None else ir.DataType(attribute(node, "output_dtype")))
     scale, shape = number(given(node, 1)), tensors.dims(weight)
-    if weight is None or not tensors.is_constant(weight) or not {weight.dtype, dtype} <= _FLOATS or format not in _FP8:
+    if weight is None or not tensors.is_constant(weight) or not {weight.dtype, dtype} <= {*tensors.PLAIN}:
         return None
-    if scale is None or shape is None or not isinstance(weight.graph, ir.Graph):
+    if formats.family(format) != "fp8" or scale is None or shape is None or not isinstance(weight.graph, ir.Graph):
         return None
     if not attribute(node, "saturate", 1) or attribute(node, "precision", 1) != ir.DataType.FLOAT:
         return None

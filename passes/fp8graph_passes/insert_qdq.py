@@ -27,7 +27,6 @@ from fp8graph.core.passes import Approximate, Exactness, RewritePass, Stage
 from fp8graph.core.quants import contraction_axis
 from fp8graph.data.arrayref import ArrayRef
 from fp8graph.data.plan import Adjust, High, Quant
-from fp8graph.formats.spec import Format
 from fp8graph.graph import edit, tensors, walk
 from fp8graph.numerics import cast, sidecar
 from fp8graph.numerics.scale import StoredScales, channel_amax, store_scales
@@ -115,8 +114,8 @@ class _Insertion:
             self._number(quant)
             done = work.blocked(value, quant, tensors.ONNX[high])
         else:
-            done, self_scale = work.factored(value, quant, tensors.ONNX[high])
-            self.factors[done] = self_scale
+            done, factor = work.factored(value, quant, tensors.ONNX[high])
+            self.factors[done] = factor
         edit.insert_after(value, work.nodes, work.graph)
         return done
 
@@ -144,9 +143,8 @@ class _Insertion:
                 return sidecar.fetch(self.arrays, solved).view(cast.ml_dtype(form))
             return cast.encode(weight, form, effective, granularity).view(cast.ml_dtype(form))
 
-        codes = tensors.lazy_from(
-            value, self.names.fresh(f"{value.name}_{_suffix(form)}"), encoded, dtype=ir.DataType(form.onnx_type)
-        )
+        name = self.names.fresh(f"{value.name}_{formats.family(form.name)}")
+        codes = tensors.lazy_from(value, name, encoded, dtype=ir.DataType(form.onnx_type))
         graph.register_initializer(codes)
         shape, stored = array.shape, quant.scale.stored.format
         kind = cast.ml_dtype(formats.get(stored)) if stored is not None else None
@@ -287,7 +285,3 @@ def _one_axis(scale: tensors.Array, quant: Quant, shape: tuple[int, ...], along:
         if size > 1 and axis != along:
             scale = np.repeat(scale, size, axis)[(slice(None),) * axis + (slice(0, shape[axis]),)]
     return scale
-
-
-def _suffix(form: Format) -> str:
-    return f"{'fp' if form.kind == 'float' else 'int'}{form.bits}"

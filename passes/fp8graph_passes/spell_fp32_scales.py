@@ -27,7 +27,6 @@ from fp8graph.graph import edit, tensors, walk
 
 _PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _BETWEEN = frozenset({"Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity"})
-_HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def _widen_mixed(node: ir.Node, names: edit.Names) -> int:
     changed = 0
     for item in pairs:
         scale, plain = item.inputs[1], len(item.inputs) == 2 and "output_dtype" not in item.attributes
-        if scale is None or scale.dtype not in _HALF or not tensors.is_constant(scale) or not plain:
+        if scale is None or scale.dtype not in tensors.HALF or not tensors.is_constant(scale) or not plain:
             continue
         wide = tensors.lazy_from(scale, names.fresh(f"{scale.name}_fp32"), _widened, dtype=ir.DataType.FLOAT)
         assert isinstance(scale.graph, ir.Graph)
@@ -84,7 +83,7 @@ def _widened(array: tensors.Array) -> tensors.Array:
 
 def _cast_before(node: ir.Node, names: edit.Names, casts: dict[ir.Value, ir.Value]) -> int:
     value = node.inputs[0]
-    if value is None or value.dtype not in _HALF or value.graph is None:
+    if value is None or value.dtype not in tensors.HALF or value.graph is None:
         return 0
     if value not in casts:
         cast = _cast(value, ir.DataType.FLOAT, names, f"{value.name}_fp32", node)
@@ -97,7 +96,7 @@ def _cast_before(node: ir.Node, names: edit.Names, casts: dict[ir.Value, ir.Valu
 def _cast_behind(node: ir.Node, graph: ir.Graph | ir.Function, names: edit.Names) -> int:
     output = node.outputs[0]
     dtype = output.dtype
-    if dtype not in _HALF:
+    if dtype not in tensors.HALF:
         return 0
     assert dtype is not None
     output.type = ir.TensorType(ir.DataType.FLOAT)

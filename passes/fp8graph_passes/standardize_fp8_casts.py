@@ -31,12 +31,10 @@ import onnx_ir as ir
 from fp8graph import formats
 from fp8graph.core.context import Context
 from fp8graph.core.passes import Exact, Exactness, RewritePass, Stage
-from fp8graph.core.reading import ONNX, attribute, given, is_quantizer, word
+from fp8graph.core.reading import ONNX, attribute, given, is_quantizer
 from fp8graph.graph import edit, opset, tensors, walk
 from fp8graph.graph.constants import constants, number
 
-_FP8 = ("e4m3fn", "e5m2", "e4m3fnuz", "e5m2fnuz")
-_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _LEAST = 21  # has `output_dtype`
 
 
@@ -76,10 +74,10 @@ class _Spelling:
         value, to = node.inputs[0], ir.DataType(attribute(node, "to"))
         assert value is not None and value.dtype is not None
         of = value.dtype
-        if to in _FLOATS:
+        if to in tensors.PLAIN:
             self.made.add(self._put(node, "DequantizeLinear", value, self._one(to), to))
             return 1
-        source, clipped = _unclipped(value, float(formats.get(word(to)).max)), 1
+        source, clipped = _unclipped(value, float(formats.get(tensors.word(to)).max)), 1
         if source is None:
             source, clipped = value, 0
         if not clipped and not attribute(node, "saturate", 1):
@@ -208,7 +206,8 @@ def _turns_fp8(node: ir.Node) -> bool:
     if node.op_type != "Cast" or node.domain not in ONNX or value is None:
         return False
     of, to = value.dtype, ir.DataType(attribute(node, "to"))
-    return (word(of) in _FP8 and to in _FLOATS) or (of in _FLOATS and word(to) in _FP8)
+    fp8 = [formats.family(tensors.word(dtype)) == "fp8" for dtype in (of, to)]
+    return (fp8[0] and to in tensors.PLAIN) or (of in tensors.PLAIN and fp8[1])
 
 
 def _unclipped(value: ir.Value, most: float) -> ir.Value | None:

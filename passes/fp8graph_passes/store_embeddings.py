@@ -25,8 +25,6 @@ from fp8graph.graph import edit, tensors, walk
 from fp8graph.numerics import cast
 from fp8graph.numerics.scale import channel_amax, scale_from_amax
 
-_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-
 
 @dataclass(frozen=True)
 class StoreEmbeddings(RewritePass):
@@ -59,7 +57,12 @@ def _table(node: ir.Node) -> ir.Value | None:
         return None
     axis = node.attributes.get("axis")
     value = node.inputs[0]
-    if value is None or not tensors.is_constant(value) or value.dtype not in _FLOATS or len(value.shape or ()) != 2:
+    if (
+        value is None
+        or not tensors.is_constant(value)
+        or value.dtype not in tensors.PLAIN
+        or len(value.shape or ()) != 2
+    ):
         return None
     if (axis is not None and axis.as_int() != 0) or not isinstance(value.graph, ir.Graph):
         return None
@@ -79,7 +82,8 @@ def _stored(table: ir.Value, form: Format, names: edit.Names, key: str) -> ir.Va
 
     graph = table.graph
     assert isinstance(graph, ir.Graph)
-    codes = tensors.lazy_from(table, names.fresh(f"{table.name}_fp8"), encoded, dtype=ir.DataType(form.onnx_type))
+    name = names.fresh(f"{table.name}_{formats.family(form.name)}")
+    codes = tensors.lazy_from(table, name, encoded, dtype=ir.DataType(form.onnx_type))
     scales = tensors.constant(names.fresh(f"{table.name}_scale"), scale)
     graph.register_initializer(codes)
     graph.register_initializer(scales)

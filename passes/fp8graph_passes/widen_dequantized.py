@@ -22,8 +22,6 @@ from fp8graph.core.reading import ONNX, attribute, is_dequantizer
 from fp8graph.graph import edit, tensors, walk
 from fp8graph.graph.constants import number
 
-_HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-
 
 @dataclass(frozen=True)
 class WidenDequantized(RewritePass):
@@ -48,7 +46,7 @@ class WidenDequantized(RewritePass):
             array = number(scale)
             if scale is None or array is None or value is None or attribute(dequantizer, "output_dtype"):
                 continue
-            if scale.dtype not in _HALF or to == scale.dtype or to not in tensors.FLOATS:
+            if scale.dtype not in tensors.HALF or to == scale.dtype or to not in tensors.FLOATS:
                 continue
             if dequantizer not in wide:
                 wide[dequantizer] = _widened(dequantizer, array.astype(np.float32), model.graph, names)

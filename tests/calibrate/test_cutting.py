@@ -180,7 +180,7 @@ def test_an_input_with_an_initialiser_may_be_left_out():
 
 
 def test_arrays_of_the_other_byte_order_are_turned_round():
-    """ONNX Runtime reads them as native: wrong numbers, and no error (1.31)."""
+    """ONNX Runtime reads them as native: wrong numbers, and no error (1.31, 1.32)."""
     found, _ = read({"x": numbers(2, 3).astype(">f4")}, inputs(("x", ["n", 3], FLOAT)))
     assert found[0]["x"].dtype == np.float32 and found[0]["x"].dtype.isnative
     np.testing.assert_array_equal(found[1]["x"], numbers(2, 3)[1:])

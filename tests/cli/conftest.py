@@ -20,6 +20,7 @@ from fp8graph.data.attestation import Attestation, OpVerdict
 from fp8graph.data.comparison import Comparison, OutputDifference
 from fp8graph.data.difference import Difference
 from fp8graph.data.plan import Decision, Plan, Quant, Reason, Scale
+from fp8graph.flow.checking import Checked
 from fp8graph.flow.reporting import Reported
 from fp8graph.formats.spec import PerAxis, PerTensor
 from fp8graph.report.joined import join
@@ -219,7 +220,7 @@ def usual_answers(plan: Plan, comparison: Comparison) -> dict[str, Any]:
         ),
         "attest": attestation(conv2=verdict("Conv", "conv2"), logits=verdict("Gemm", "logits")),
         "compare": comparison,
-        "check": (),
+        "check": Checked(),
         "inspect": {"kind": "plan", "target": "tensorrt-rtx"},
         "diff": Difference("plan", {"recipe": ("a", "b")}, same=3),
         "report": Reported(join(plan, attestation(conv2=verdict("Conv", "conv2")), comparison), "the text\n"),

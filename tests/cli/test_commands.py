@@ -11,6 +11,7 @@ from fp8graph.base.findings import Finding
 from fp8graph.data import recipe as recipes
 from fp8graph.data import target as targets
 from fp8graph.data.difference import Difference
+from fp8graph.flow.checking import Checked
 
 from .conftest import attestation, verdict
 
@@ -149,7 +150,7 @@ FOUND = (
     ],
 )
 def test_check_is_one_line_for_each_finding_code_first(cli, flow, words, codes, status):
-    flow.answers["check"] = FOUND
+    flow.answers["check"] = Checked(FOUND)
     done = cli("check", "m.onnx", *words)
     assert done.status == status
     assert [line.split()[0] for line in done.out.splitlines()[:-1]] == codes

@@ -20,8 +20,10 @@ TEXT = "(float[n,8] x, float[8,8] w) => (float[n,8] y) { y = MatMul(x, w) }"
 # Runs the command line in a process that sends itself a signal when a file is staged, when a module of the given name
 # has been asked for, or at once.
 SENDER = """
-import builtins, os, sys
+import builtins, os, signal, sys
 sign, when = int(sys.argv[1]), sys.argv[2]
+if sign != signal.SIGINT:
+    signal.signal(sign, signal.SIG_DFL)  # under nohup, SIGHUP comes ignored
 sys.argv[1:] = sys.argv[3:]
 if when == "staged":
     from fp8graph.graph import save

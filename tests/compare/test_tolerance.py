@@ -129,6 +129,13 @@ def test_each_sample_is_held_to_the_bound_and_the_first_that_misses_is_named():
     assert said == "y: mean difference 3, relative 1, above atol 1 and rtol 1e-05, in 2 samples, first 1"
 
 
+def test_texts_that_differ_are_counted():
+    judge = Judge(Tolerance(atol={"": 100.0}))
+    judge.add(0, "y", np.array(["a", "b", "c"]), np.array(["a", "x", "c"]))
+    (said,) = judge.missed(Comparison({"y": OutputDifference(None, None, None)}, 1))
+    assert said.startswith("y: 1 elements differ"), said
+
+
 def test_a_bound_of_an_unknown_output_is_refused_before_anything_runs():
     with refused(UsageError, "FG101", "--rtol", "no output 'z'"):
         fp8graph.compare(ONE, OTHER, data=feeds(ONE, 1), rtol={"z": 1.0})

@@ -15,13 +15,8 @@ from fp8graph.core.context import Context
 from fp8graph.core.passes import Approximate, Exactness, RewritePass, Stage
 from fp8graph.data import recipe
 from fp8graph.graph import walk
-from tests.small import feeds, model, refused
+from tests.small import TWO, feeds, model, refused
 
-TWO = """(float[2,32] x, float[32,32] w_a, float[32,32] w_b) => (float[2,32] y) {
-    h = MatMul(x, w_a)
-    r = Relu(h)
-    y = MatMul(r, w_b)
-}"""
 DEFAULT = recipe.load("fp8-default")
 
 

@@ -8,13 +8,7 @@ import pytest
 import fp8graph
 from fp8graph.data.plan import Plan
 from fp8graph.numerics.ranges import Ranges, Stat
-from tests.small import feeds, model, plan_of, refused, why
-
-TWO = """(float[2,32] x, float[32,32] w_a, float[32,32] w_b) => (float[2,32] y) {
-    h = MatMul(x, w_a)
-    r = Relu(h)
-    y = MatMul(r, w_b)
-}"""
+from tests.small import TWO, feeds, model, plan_of, refused, why
 
 
 def seen(**amax: float | Stat) -> Ranges:

@@ -11,7 +11,7 @@ import pytest
 
 from fp8graph.data.plan import Decision, Plan, Profile, Quant, Reason, Scale
 from fp8graph.engines.causes import likely_cause
-from fp8graph.engines.promises import family, of_model, of_plan, operands, planned_word
+from fp8graph.engines.promises import of_model, of_plan, operands, planned_word
 from fp8graph.engines.sites import constants, sites
 from fp8graph.engines.sizes import op_sizes
 from fp8graph.formats.spec import PerTensor
@@ -24,22 +24,6 @@ def loaded(proto: onnx.ModelProto, tmp_path: Path) -> ir.Model:
     model = load(tmp_path / "m.onnx").model
     infer_types(model)
     return model
-
-
-@pytest.mark.parametrize(
-    ("name", "word"),
-    [
-        ("e4m3fn", "fp8"),
-        ("e5m2", "fp8"),
-        ("e4m3fnuz", "fp8"),
-        ("e2m1", "fp4"),
-        ("e3m2", "fp6"),
-        ("int8", "int8"),
-        ("uint8", "int8"),
-    ],
-)
-def test_formats_by_their_bits(name: str, word: str):
-    assert family(name) == word
 
 
 @pytest.mark.parametrize(

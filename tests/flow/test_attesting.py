@@ -1,6 +1,5 @@
 """`attest`, and `build --attest`, which says the same."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -10,11 +9,9 @@ import fp8graph
 from fp8graph.cli.main import main
 from fp8graph.data.attestation import Attestation
 from fp8graph.flow.engine import Built
+from tests.small import needs_rtx
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("tensorrt_rtx") is None,
-    reason="tensorrt_rtx is not installed: pip install 'fp8graph[rtx]'",
-)
+pytestmark = needs_rtx
 TARGET = "tensorrt-rtx:sm89"
 
 

@@ -1,6 +1,5 @@
 """`build` beside the builder: what other shapes cost, what is checked before it starts, what the manifest holds."""
 
-import importlib.util
 import json
 import logging
 from pathlib import Path
@@ -13,7 +12,7 @@ import fp8graph
 from fp8graph.base.errors import UsageError
 from fp8graph.base.files import sha256_of
 from fp8graph.data.plan import Profile
-from tests.small import model, refused
+from tests.small import model, needs_rtx, refused
 
 ATTENTION = """(float16[b,4,s,32] q, float16[b,4,s,32] k, float16[b,4,s,32] v) => (float16[b,4,s,32] y)
 { kt = Transpose<perm=[0,1,3,2]>(k)
@@ -21,9 +20,6 @@ ATTENTION = """(float16[b,4,s,32] q, float16[b,4,s,32] k, float16[b,4,s,32] v) =
   p = Softmax<axis=-1>(scores)
   y = MatMul(p, v) }"""
 NAMES = ("q", "k", "v")
-
-RTX = importlib.util.find_spec("tensorrt_rtx")
-needs_rtx = pytest.mark.skipif(RTX is None, reason="tensorrt_rtx is not installed: pip install 'fp8graph[rtx]'")
 
 
 def lengths(least: int, most: int = 256) -> dict[str, Profile]:
@@ -71,6 +67,30 @@ def test_other_shapes_than_the_plans_say_what_they_cost(
         assert found(path, given) == expected
     said = [record.getMessage() for record in caplog.records if "FG32" in record.getMessage()]
     assert len(said) == (1 if expected == LOST else 0)
+
+
+@pytest.mark.parametrize(
+    ("planned", "given", "expected"),
+    [
+        ((8, 64, 64), (1, 64, 64), []),
+        ((1, 64, 64), (1, 64, 16), LOST),
+        ((1, 64, 64), (1, 1, 64), LOST),
+    ],
+    ids=["a single query among others", "fewer keys beside it", "a single query alone"],
+)
+def test_other_numbers_of_queries_are_judged_as_planning_judges_them(
+    tmp_path: Path, planned: tuple[int, int, int], given: tuple[int, int, int], expected: list[tuple[str, str, str]]
+):
+    """Queries: the least and the most of them; then the least number of keys."""
+
+    def shapes(least: int, most: int, keys: int) -> dict[str, Profile]:
+        query = Profile((1, 4, least, 32), (1, 4, most, 32), (1, 4, most, 32))
+        return {"q": query} | dict.fromkeys("kv", Profile((1, 4, keys, 32), (1, 4, 256, 32), (1, 4, 256, 32)))
+
+    text = ATTENTION.replace("b,4,s,32] q", "b,4,t,32] q").replace("b,4,s,32] y", "b,4,t,32] y")
+    path = tmp_path / "m.fp8.onnx"
+    fp8graph.optimize(model(text), output=path, target="tensorrt-rtx:sm89", data="random", shapes=shapes(*planned))
+    assert found(path, shapes(*given)) == expected
 
 
 def test_a_warning_about_shapes_names_both_and_what_to_type(tmp_path: Path):

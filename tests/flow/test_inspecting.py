@@ -14,13 +14,7 @@ import pytest
 import fp8graph
 from fp8graph.base.errors import InputError, UsageError
 from fp8graph.data.attestation import Attestation, OpVerdict
-from tests.small import feeds, model, refused
-
-PAIR = """(float[n,32] x, float[32,32] w, float[32,32] w2) => (float[n,32] y) {
-    h = MatMul(x, w)
-    r = Relu(h)
-    y = MatMul(r, w2)
-}"""
+from tests.small import TWO_OPEN, feeds, model, refused, written
 
 
 def test_inspecting_a_model_tells_inputs_ops_and_scales(made):
@@ -33,6 +27,26 @@ def test_inspecting_a_model_tells_inputs_ops_and_scales(made):
     assert fp8 == made.done.planned
     assert found["scales"] and all(0 < row["least"] <= row["largest"] for row in found["scales"])
     assert json.loads(json.dumps(found))
+
+
+@pytest.mark.parametrize(
+    ("number", "opset", "word"),
+    [(17, 21, "fp8"), (18, 21, "fp8"), (20, 21, "fp8"), (3, 21, "int8"), (22, 21, "int4"), (23, 23, "fp4")],
+    ids=["e4m3fn", "e4m3fnuz", "e5m2fnuz", "int8", "int4", "e2m1"],
+)
+def test_inspecting_tells_products_of_every_format(tmp_path: Path, number: int, opset: int, word: str):
+    """`number` is the format's TensorProto.DataType."""
+    proto = model(
+        f"""(float[2,8] x, float[8,8] w, float s) => (float[2,8] y)
+{{ a = QuantizeLinear<output_dtype={number}>(x, s)
+  b = DequantizeLinear(a, s)
+  c = QuantizeLinear<output_dtype={number}>(w, s)
+  d = DequantizeLinear(c, s)
+  y = MatMul(b, d) }}""",
+        opset=opset,
+    )
+    onnx.save(proto, tmp_path / "m.onnx")
+    assert fp8graph.inspect(tmp_path / "m.onnx")["ops"]["MatMul"] == {word: 1}
 
 
 def test_inspecting_a_plan_tells_every_op_with_its_reason(made):
@@ -95,7 +109,7 @@ def test_what_is_of_no_kind_is_called_what_it_is(tmp_path, name, content, said, 
 
 
 def test_a_folder_is_refused_with_a_file_in_it(tmp_path):
-    onnx.save(model(PAIR), str(tmp_path / "m.onnx"))
+    onnx.save(model(TWO_OPEN), str(tmp_path / "m.onnx"))
     with refused(InputError, "FG111", "this is a folder", "inspect " + str(tmp_path / "m.onnx")):
         fp8graph.inspect(tmp_path)
 
@@ -107,11 +121,6 @@ def a_verdict(name: str, verdict: str = "fp8") -> OpVerdict:
 def an_attestation(**verdicts: str) -> Attestation:
     ops = {key: a_verdict(f"/{key}", verdict) for key, verdict in verdicts.items()}
     return Attestation("e", "m", "p", "tensorrt-rtx 1.7.1.116", ("sm89",), 1, ops)
-
-
-def written(path: Path, document: object) -> Path:
-    path.write_text(json.dumps(document), encoding="utf-8")
-    return path
 
 
 def test_an_attestation_opens_from_the_result_of_attest(tmp_path):
@@ -183,8 +192,8 @@ def test_a_plan_opens_without_numpy_and_onnx(made):
 
 
 def planned(folder: Path, name: str, **options: object) -> Path:
-    """The model PAIR in FP8, written with its plan."""
-    proto = model(PAIR)
+    """Two products in FP8, written with its plan."""
+    proto = model(TWO_OPEN)
     out = folder / f"{name}.onnx"
     fp8graph.optimize(proto, output=out, target="reference", data=feeds(proto, 4), **options)
     return out
@@ -229,7 +238,7 @@ def test_models_tell_the_bytes_of_weights_by_type(two):
 
 
 def test_a_float_model_and_its_result_have_the_same_ops(two, tmp_path):
-    onnx.save(model(PAIR), str(tmp_path / "m.onnx"))
+    onnx.save(model(TWO_OPEN), str(tmp_path / "m.onnx"))
     found = fp8graph.diff(tmp_path / "m.onnx", two[0])
     assert found.moves == {"fp32 -> fp8": 2} and (found.added, found.removed) == ((), ())
     assert found.to_json()["ops"]["changed"][0]["b"]["weight_bytes"] == 1024
@@ -256,7 +265,7 @@ def test_attestations_and_ranges_are_laid_side_by_side(tmp_path):
     other = written(tmp_path / "b.json", an_attestation(y="fp8", h="fell-back", z="fp8").to_json())
     found = fp8graph.diff(one, other)
     assert found.moves == {"fp8 -> fell-back": 1} and [op.key for op in found.added] == ["z"]
-    proto = model(PAIR)
+    proto = model(TWO_OPEN)
     ranges = fp8graph.calibrate(proto, data=feeds(proto, 2), output=tmp_path / "r.json").ranges
     values = {**ranges.values, "x": replace(ranges.values["x"], max=99.0)}
     (tmp_path / "s.json").write_text(json.dumps(replace(ranges, values=values).to_json()))

@@ -13,26 +13,15 @@ import fp8graph
 from fp8graph.base.errors import InputError, UsageError
 from fp8graph.data.attestation import Attestation, OpVerdict
 from fp8graph.data.comparison import Comparison, OutputDifference
-from tests.small import contents, feeds, model, refused, sha
-
-TEXT = """(float[n,32] x, float[32,32] w, float[32,32] w2) => (float[n,32] y) {
-    h = MatMul(x, w)
-    r = Relu(h)
-    y = MatMul(r, w2)
-}"""
+from tests.small import TWO_OPEN, contents, feeds, model, refused, sha, written
 
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Path:
     """The plan of a small model: two products in FP8, a Relu between."""
-    proto = model(TEXT)
+    proto = model(TWO_OPEN)
     fp8graph.optimize(proto, output=tmp_path / "m.onnx", target="reference", data=feeds(proto, 2))
     return tmp_path / "m.onnx.plan.json"
-
-
-def written(path: Path, document: object) -> Path:
-    path.write_text(json.dumps(document), encoding="utf-8")
-    return path
 
 
 def attestation(plan: str, verdict: str = "fell-back") -> Attestation:

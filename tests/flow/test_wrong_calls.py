@@ -296,6 +296,40 @@ def test_an_argument_of_another_kind_reports_nothing(folder, call):
         fp8graph.report(**{"files": "done.onnx.plan.json", **call})
 
 
+OTHERS: list[tuple[str, dict[str, Any]]] = [
+    *(("check", {"model": "m.onnx", name: 3}) for name in ("plan", "target")),
+    ("check", {"model": "m.onnx", "fix": True, "output": 3}),
+    ("inspect", {"file": 3}), ("inspect", {"file": None}),
+    *(("inspect", {"file": "m.onnx", name: given}) for name in ("show", "op") for given in (3, [3])),
+    ("diff", {"a": 3, "b": "m.onnx"}), ("diff", {"a": "m.onnx", "b": None}),
+    ("diff", {"a": "m.onnx", "b": "m.onnx", "op": 3}),
+    ("bench", {"a": 3}), ("bench", {"a": "m.onnx", "b": 3}), ("bench", {"a": "m.onnx", "rounds": [11]}),
+    ("bench", {"a": "m.onnx", "shapes": {"x": 3}}),
+    ("import_plan", {"source": "m.onnx", "model": "m.onnx", "from_": 3}),
+    ("calibrate", {"merge": [None]}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("function", "call"), OTHERS, ids=str)
+def test_an_argument_of_another_kind_is_refused_wherever_it_is_given(folder, function, call):
+    with pytest.raises(UsageError, match="FG100") as raised:
+        getattr(fp8graph, function)(**call)
+    assert raised.value.why and raised.value.do
+
+
+def test_one_pattern_or_section_needs_no_list(folder):
+    for listed, alone in (({"op": ["h"]}, {"op": "h"}), ({"show": ["io"]}, {"show": "io"})):
+        assert fp8graph.inspect("m.onnx", **alone) == fp8graph.inspect("m.onnx", **listed)
+
+
+def test_a_mended_model_never_takes_the_place_of_the_plan(folder):
+    before = contents(folder)
+    with refused(UsageError, "FG103"):
+        plan = "done.onnx.plan.json"
+        fp8graph.check("done.onnx", plan=plan, fix=True, output=plan, force=True)
+    assert contents(folder) == before
+
+
 @pytest.mark.parametrize(
     "shapes", [{"x": (3, 8)}, [{"x": [3, 8]}], ({"x": (1, 8)}, {"x": Profile((2, 8), (3, 8), (4, 8))})]
 )

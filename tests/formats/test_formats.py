@@ -277,3 +277,22 @@ def test_formats_of_scales_that_make_no_sense_are_refused(wrong):
 def test_json_of_scales_of_another_form_is_refused(data):
     with pytest.raises(ValueError, match="scale: "):
         ScaleFormat.from_json(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("e4m3fn", "fp8"),
+        ("e5m2", "fp8"),
+        ("e4m3fnuz", "fp8"),
+        ("e2m1", "fp4"),
+        ("e3m2", "fp6"),
+        ("int8", "int8"),
+        ("uint8", "int8"),
+        ("int16", "int16"),
+        ("e8m0", "e8m0"),
+        ("", ""),
+    ],
+)
+def test_the_family_of_a_format_counts_its_bits(name: str, word: str):
+    assert formats.family(name) == word

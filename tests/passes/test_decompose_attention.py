@@ -64,7 +64,7 @@ FORMS: dict[str, tuple[tuple[str, ...], str, str]] = {
     ),
 }
 SIZES = {"S": 6, "T": 9, "N": 2}
-# ONNX Runtime 1.31.1 on the CPU takes no mask that is broadcast along the queries.
+# ONNX Runtime (1.31.1, 1.32.0) on the CPU takes no mask that is broadcast along the queries.
 NOT_IN_ORT = {"a boolean mask of keys"}
 
 

@@ -9,7 +9,7 @@ from fp8graph.base.errors import UsageError
 from fp8graph.data import recipe
 from fp8graph_passes.lift_pairs import LiftPairs
 from tests.passes.doing import planned_run
-from tests.small import feeds, model
+from tests.small import CONCAT, feeds, model
 
 HEAD = "(float[1,16,32] x, float[32,32] w_a, float[16,16] w_b) => (float[1,16,32] y, float[1,32,16] z)"
 TURNED = "t = Transpose <perm = [0, 2, 1]> (h) z = MatMul(t, w_b)"
@@ -79,18 +79,6 @@ def test_no_pair_moves_out_of_a_body():
                    else_branch = e () => (float[2,32] q) { j = Identity(h) q = MatMul(j, w_b) }>
     }"""
     assert planned_run(LiftPairs(), model(text)).count == 0
-
-
-CONCAT = """(float[1,16,8,8] x, float[16,16,3,3] w_a, float[16,16,3,3] w_b, float[16,32,3,3] w_c, float[16,16,3,3] w_d)
-    => (float[1,16,8,8] y, float[1,16,8,8] z) {
-    a = Conv <pads = [1, 1, 1, 1]> (x, w_a)
-    f = Relu(a)
-    b = Conv <pads = [1, 1, 1, 1]> (f, w_b)
-    g = Relu(b)
-    c = Concat <axis = 1> (f, g)
-    y = Conv <pads = [1, 1, 1, 1]> (c, w_c)
-    z = Conv <pads = [1, 1, 1, 1]> (g, w_d)
-}"""
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ ALIKE = {"w_s": 0.5, "w_again": 0.5}
 
 def test_pairs_that_are_alike_become_one():
     done = run(PruneQDQ(), model(PAIRS, **ALIKE))
-    assert (done.kinds["QuantizeLinear"], done.kinds["DequantizeLinear"]) == (1, 3)
+    assert (done.count, done.kinds["QuantizeLinear"], done.kinds["DequantizeLinear"]) == (2, 1, 3)
     assert done.inputs("y")[0] == done.inputs("z")[0] == "d"
     assert done.same()
 

@@ -101,7 +101,7 @@ def test_group_normalization_gets_a_scale_and_bias_for_each_channel():
     scale = done.constants[done.inputs("y")[1]]
     old = done.before.graph.initializers["w_scale"].const_value.numpy()
     np.testing.assert_array_equal(scale, np.repeat(old, 2))
-    # ONNX Runtime refuses the op at opset 18, so the old meaning is written out here
+    # onnxruntime up to 1.31 refuses the op at opset 18, so the old meaning is written out here
     feed = random_feeds(done.before)
     x = feed["x"].reshape(2, 4, -1).astype(np.float64)
     normed = (x - x.mean(2, keepdims=True)) / np.sqrt(x.var(2, keepdims=True) + 1e-5)

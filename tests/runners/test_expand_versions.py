@@ -1,4 +1,4 @@
-"""The reference runs models of opsets and IR versions that ONNX Runtime does not load yet."""
+"""The reference runs models of opsets and IR versions that ONNX Runtime does not load, or has no kernels for."""
 
 from __future__ import annotations
 

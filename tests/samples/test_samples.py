@@ -21,12 +21,10 @@ from rich.console import Console
 import fp8graph
 from fp8graph.data.attestation import OpVerdict
 from fp8graph.runners.reference import reference
+from tests.small import needs_rtx
 
 SAMPLES = Path(__file__).resolve().parents[2] / "samples"
 PLUG_IN = SAMPLES / "deployment_pipeline"
-builder = pytest.mark.skipif(
-    importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed: pip install -e '.[rtx]'"
-)
 
 
 @dataclass
@@ -75,7 +73,7 @@ def readme() -> list[str]:
     return [line for line in shown if not line.strip().startswith(MEASURED)]
 
 
-@builder
+@needs_rtx
 def test_the_demo_attests_every_planned_op_and_keeps_the_accuracy(tmp_path: Path):
     ran = run(tmp_path, SAMPLES / "demo.py")
     assert (ran.status, ran.err) == (0, "")
@@ -234,7 +232,7 @@ def engine(cwd: Path, *more: object, path: Path | None = None) -> Ran:
     return run(cwd, SAMPLES / "build_engine.py", *argv, path=path)
 
 
-@builder
+@needs_rtx
 def test_an_engine_for_two_chips_is_built_and_attested(tmp_path: Path):
     ran = engine(tmp_path, "--chips", "sm89", "sm120", "--max-batch", "16", "--script", "again.py")
     assert ran.status == 0, ran.err

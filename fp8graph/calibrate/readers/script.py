@@ -11,6 +11,7 @@ from fp8graph.base.errors import Fp8GraphError, InputError, UsageError
 from fp8graph.base.names import did_you_mean
 
 PREFIX, DEFAULT = "script:", "load_data"
+YIELD = "yield mappings of arrays by input name, such as {'x': array}"
 
 
 def file_of(uri: str) -> Path:
@@ -56,7 +57,8 @@ def _feeds(function: Callable[[], Any], where: str) -> Iterator[Any]:
         raise _failed(error, where, 0) from error
     if not isinstance(made, Iterable):
         why = f"it gave {type(made).__name__}"
-        raise InputError("a function of data gives an iterable of feeds", where=where, why=why, code="FG107")
+        what = "a function of data gives an iterable of feeds"
+        raise InputError(what, where=where, why=why, do=YIELD, code="FG107")
     items, count = iter(made), 0
     while True:
         try:

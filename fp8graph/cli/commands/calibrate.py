@@ -106,9 +106,7 @@ def _merge(args: argparse.Namespace, output: dict[str, Any], console: Console) -
 def _outcome(args: argparse.Namespace, model: str, done: Any, then: str, console: Console) -> Outcome:
     from fp8graph.report import text
 
-    samples = getattr(done.ranges, "samples", None)
-    values = getattr(done.ranges, "values", None)
-    tensors = len(values) if values is not None else None
+    samples, tensors = done.ranges.samples, len(done.ranges.values)
     return Outcome(
         text=text.calibrated(
             model=model,

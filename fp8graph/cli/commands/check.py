@@ -62,7 +62,7 @@ def run(args: argparse.Namespace, console: Console) -> Outcome:
         if (not select or item.code.startswith(select)) and not (ignore and item.code.startswith(ignore))
     )
     bad = any(item.severity != "info" for item in findings)
-    fixed, done, files = (getattr(checked, name, ()) for name in ("fixed", "done", "files"))
+    fixed, done, files = checked.fixed, checked.done, checked.files
     result: dict[str, object] = {"model": model}
     if args.fix:
         result |= {

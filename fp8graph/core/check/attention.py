@@ -9,9 +9,7 @@ import onnx_ir as ir
 from fp8graph.core.attention import Attention
 from fp8graph.core.check.look import Found, Look
 from fp8graph.core.reading import is_quantizer
-from fp8graph.graph import walk
-
-_HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+from fp8graph.graph import tensors, walk
 
 
 def find(look: Look) -> Iterator[Found]:
@@ -28,7 +26,7 @@ def find(look: Look) -> Iterator[Found]:
 
 def _lost(look: Look, places: dict[ir.Node, walk.Place], item: Attention, verdicts: Sequence[str]) -> Iterator[Found]:
     scores, context = places[item.scores], places[item.context]
-    half = look.reading.dtype(item.context.outputs[0]) in _HALF
+    half = look.reading.dtype(item.context.outputs[0]) in tensors.HALF
     if look.planned and (not half or item.exposed):
         return
     if not half:

@@ -11,8 +11,9 @@ import onnx_ir as ir
 from fp8graph.base.findings import Finding, Severity
 from fp8graph.core.facts import Facts
 from fp8graph.core.forecast import Forecast, Prophet
-from fp8graph.core.reading import Reading, family, is_dequantizer, is_quantizer
+from fp8graph.core.reading import Reading, is_dequantizer, is_quantizer
 from fp8graph.data.target import Target
+from fp8graph.formats import family
 from fp8graph.graph import walk
 
 

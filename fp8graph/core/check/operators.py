@@ -13,7 +13,6 @@ from fp8graph.core.reading import ONNX, attribute, given, is_dequantizer, is_qua
 from fp8graph.graph import tensors, walk
 
 _MICROSOFT = ("com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc")
-_HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 # Of fused attention, measured with tensorrt_rtx 1.7.1: keys that FP8 wants, elements of a head, and the length from
 # which one head of one sample is worth a kernel (8192 is, 128 is not).
 _OPEN = "the number of keys is open"
@@ -88,7 +87,7 @@ def _unquantized(look: Look, node: ir.Node) -> str:
 
 def _unfused(look: Look, node: ir.Node, dtype: ir.DataType | None, *, least: int) -> str:
     """Why there is no fused kernel for an Attention, which then has to be `TRT_decomposable`."""
-    if dtype is not None and dtype not in _HALF:
+    if dtype is not None and dtype not in tensors.HALF:
         return f"there is no fused kernel in {tensors.FLOATS.get(dtype, dtype.name.lower())}"
     query, keys = (look.prophet.facts.dims(given(node, slot)) for slot in (0, 1))
     if query is None or keys is None or len(query) != 4 or len(keys) != 4:

@@ -9,11 +9,11 @@ import numpy as np
 import onnx_ir as ir
 
 from fp8graph.core.check.look import Found, Look
-from fp8graph.core.forecast import is_product
-from fp8graph.core.reading import attribute, family, given, is_dequantizer, is_quantizer, word
+from fp8graph.core.forecast import FIX, is_product
+from fp8graph.core.reading import attribute, given, is_dequantizer, is_quantizer
+from fp8graph.formats import family
 from fp8graph.graph import tensors, walk
 
-_FIX = "python -m fp8graph check MODEL --fix -o OUT"
 # Below this 1/scale does not fit fp16: 1/65504.
 _LEAST_FP16 = 1.53e-5
 _REACH = 64  # nodes that are walked down from a DQ in search of a product
@@ -51,7 +51,7 @@ def _scale(look: Look, place: walk.Place) -> Iterator[Found]:
         yield look.found("FG325", place, text, "give the scale in fp32", "info")
     if array.shape == (1,) and is_dequantizer(place.node) and look.table.scalars and not _is_vector(look, place.node):
         text = f"the scale '{scale.name}' has shape [1]: a list of one, where a scalar is meant"
-        yield look.found("FG307", place, text, f"give it rank 0: {_FIX}", "info")
+        yield look.found("FG307", place, text, f"give it rank 0: {FIX}", "info")
 
 
 def _is_vector(look: Look, node: ir.Node) -> bool:
@@ -73,9 +73,10 @@ def _zero_point(look: Look, place: walk.Place) -> Iterator[Found]:
     elif array is None and not look.reading.constant(zero) and not look.reading.argument(zero):
         text = f"the zero point '{zero.name}' is computed: engines ignore it"
         yield look.found("FG309", place, text, "leave the zero point out")
-    kind, asked = word(look.reading.dtype(zero)), attribute(node, "output_dtype") if is_quantizer(node) else 0
-    if asked and kind and kind != word(ir.DataType(asked)):
-        text = f"output_dtype says {word(ir.DataType(asked)) or ir.DataType(asked).name}, the zero point is {kind}"
+    kind, asked = tensors.word(look.reading.dtype(zero)), attribute(node, "output_dtype") if is_quantizer(node) else 0
+    said = tensors.word(ir.DataType(asked))
+    if asked and kind and kind != said:
+        text = f"output_dtype says {said or ir.DataType(asked).name}, the zero point is {kind}"
         yield look.found("FG334", place, text, "leave one of the two out", "error")
     elif is_dequantizer(node) and kind and kind != look.reading.format(node):
         text = f"the codes are {look.reading.format(node)}, the zero point '{zero.name}' is {kind}"
@@ -98,7 +99,7 @@ def _types(look: Look, place: walk.Place) -> Iterator[Found]:
     if imports is not None and format not in imports and (is_quantizer(node) or look.reading.source(node) is None):
         text = f"{format} is not imported by {look.target.name}: FP8 is e4m3fn there"
         yield look.found("FG330", place, text, "quantize anew to e4m3fn: --recipe fp8-default", "error")
-    codes = word(look.reading.dtype(given(node, 0)))
+    codes = tensors.word(look.reading.dtype(given(node, 0)))
     if node.op_type == "TRT_FP8DequantizeLinear" and codes not in ("", "e4m3fn"):
         text = f"TRT_FP8DequantizeLinear reads {codes}: it takes FP8 tensors, no bytes"
         yield look.found("FG334", place, text, "store the weight as FLOAT8E4M3FN", "error")
@@ -178,7 +179,7 @@ def _idle(look: Look) -> Iterator[Found]:
             continue
         if not any(value.uses() or value.is_graph_output() for value in node.outputs):
             if is_quantizer(node) or look.reading.source(node) is not None:
-                yield look.found("FG323", place, f"nothing reads what {node.op_type} makes", _FIX, "info")
+                yield look.found("FG323", place, f"nothing reads what {node.op_type} makes", FIX, "info")
         elif is_dequantizer(node) and look.reading.source(node) is not None and not _is_read(look, node):
             text = "no product reads this Q/DQ pair: it rounds, and nothing runs in FP8 for it"
             yield look.found("FG323", place, text, "take the pair away")

@@ -8,7 +8,8 @@ import onnx_ir as ir
 
 from fp8graph.core.check.look import Found, Look
 from fp8graph.core.forecast import is_product
-from fp8graph.core.reading import ONNX, family, given, is_dequantizer, is_quantizer, word
+from fp8graph.core.reading import ONNX, given, is_dequantizer, is_quantizer
+from fp8graph.formats import family
 from fp8graph.graph import tensors, walk
 
 _MAKES = frozenset({"Constant", "TRT_MXFP8DynamicQuantize", "TRT_FP4DynamicQuantize", "If", "Loop", "Scan"})
@@ -28,7 +29,7 @@ def find(look: Look) -> Iterator[Found]:
 
 
 def _is_fp8(look: Look, value: ir.Value | None) -> bool:
-    return value is not None and family(word(look.reading.dtype(value))) == "fp8"
+    return value is not None and family(tensors.word(look.reading.dtype(value))) == "fp8"
 
 
 def _read(look: Look, place: walk.Place) -> Iterator[Found]:
@@ -57,7 +58,7 @@ def _read(look: Look, place: walk.Place) -> Iterator[Found]:
 
 def _imported(look: Look, place: walk.Place, slot: int, value: ir.Value | None) -> Iterator[Found]:
     """Constants of types that the importer does not take, or the chip has not."""
-    kind = word(look.reading.dtype(value)) if value is not None and look.reading.constant(value) else ""
+    kind = tensors.word(look.reading.dtype(value)) if value is not None and look.reading.constant(value) else ""
     imports, quantizes = look.table.imports, is_quantizer(place.node) or is_dequantizer(place.node)
     if value is None or not kind or imports is None:
         return

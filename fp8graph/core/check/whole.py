@@ -6,10 +6,8 @@ from collections import Counter
 from collections.abc import Iterator
 
 from fp8graph.core.check.look import Found, Look
-from fp8graph.core.forecast import is_product
+from fp8graph.core.forecast import FIX, is_product
 from fp8graph.core.reading import ONNX
-
-_FIX = "python -m fp8graph check MODEL --fix -o OUT"
 
 
 def find(look: Look) -> Iterator[Found]:
@@ -24,7 +22,7 @@ def _versions(look: Look) -> Iterator[Found]:
     opset = look.model.graph.opset_imports.get("", 0)
     if opset < 19 and any(place.node.domain in ONNX for place in look.pairs) and look.fp8:
         text = f"FP8 Q/DQ is legal from opset 19, the model imports {opset}"
-        yield look.found("FG311", None, text, _FIX, "error")
+        yield look.found("FG311", None, text, FIX, "error")
     if look.model.ir_version > look.target.ir_version:
         text = f"IR version {look.model.ir_version} is newer than {look.target.name} reads ({look.target.ir_version})"
         yield look.found("FG311", None, text, "export with an older onnx")
@@ -38,7 +36,7 @@ def _names(look: Look) -> Iterator[Found]:
     for place in look.places:
         if place.node.name and names[place.node.name] > 1 and is_product(place.node):
             text = f"{names[place.node.name]} nodes are called '{place.node.name}': an engine does not tell them apart"
-            yield look.found("FG322", place, text, _FIX)
+            yield look.found("FG322", place, text, FIX)
 
 
 def _functions(look: Look) -> Iterator[Found]:
@@ -50,7 +48,7 @@ def _functions(look: Look) -> Iterator[Found]:
             place = next(place for place in look.places if place.node.op_identifier() == identifier)
             text = f"the function {identifier[1]} is called {calls[identifier]} times and names its nodes: the import "
             text += "of it takes each name once"
-            yield look.found("FG340", place, text, _FIX, "error")
+            yield look.found("FG340", place, text, FIX, "error")
 
 
 def _open_shapes(look: Look) -> Iterator[Found]:

@@ -1,7 +1,7 @@
 """Attention as ONNX itself writes it out, in place of ONNX Runtime's kernel on the CPU.
 
-The kernel of 1.31.1 refuses masks that are broadcast along the queries, which exporters write for padding, and gives
-other numbers than ONNX says for rows that a float mask hides throughout.
+The kernel of 1.31.1 and 1.32.0 refuses masks that are broadcast along the queries, which exporters write for padding,
+and gives other numbers than ONNX says for rows that a float mask hides throughout.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Q and DQ whose value, scale and result are of different types, which opset 23 allows: in fp32, with Casts.
 
-ONNX Runtime 1.31.1 has kernels for one type alone, and fails when it runs. To divide and multiply in fp32 is what it
-does where all are fp16. A `precision` of QuantizeLinear that is less is kept: the quotient is rounded to it.
+ONNX Runtime 1.31.1 has kernels of QuantizeLinear for one type alone, and fails when it runs; 1.32.0 runs others, too,
+and is given the same graph. To divide and multiply in fp32 is what both do where all are fp16. A `precision` of
+QuantizeLinear that is less is kept: the quotient is rounded to it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """FP8 through ops that ONNX lets move it and that ONNX Runtime has no kernels for: moved as the floats they are.
 
 They read fp32, and what they give is cast back: exact, for each code is a float. Identity, Transpose and Reshape of FP8
-run as they stand (ONNX Runtime 1.31.1).
+run as they stand (ONNX Runtime 1.31.1, 1.32.0).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from fp8graph.graph.protowalk import graphs
 from fp8graph.runners.expand.versions import NEWEST
 from fp8graph.runners.expand.writing import is_standard
 
-# Older ones that ONNX Runtime 1.31.1 has no kernel for, nor takes apart by itself.
+# Older ones that ONNX Runtime (1.31.1, 1.32.0) has no kernel for, nor takes apart by itself.
 _MISSING = ("Swish",)
 
 

@@ -3,8 +3,8 @@
     E2M1, E2M3, E3M2   lie in E4M3FN: codes of weights are written anew, lazily
     E8M0               lies in fp32
 
-ONNX Runtime 1.31 casts to and from E8M0 (all round modes, exactly), and has nothing else for these types. Inputs and
-outputs of the graph become of these types, too.
+ONNX Runtime casts to and from E8M0 (all round modes, exactly), and has nothing else for these types (1.31.1, 1.32.0).
+Inputs and outputs of the graph become of these types, too.
 
 To round to a small format, with y the quotient in fp32, M bits of mantissa and values up to `max`:
 

@@ -99,7 +99,7 @@ def _linear(node: ir.Node, writer: Writer) -> None:
         writer.replace(writer.add("DequantizeLinear", value, scale, of=made, **attributes))
         return
     attributes["output_dtype"] = int(code)
-    _hand_over(node, writer, writer.add("QuantizeLinear", value, scale, of=code, **attributes))
+    _hand_over(writer, writer.add("QuantizeLinear", value, scale, of=code, **attributes))
 
 
 def _granularity(node: ir.Node, value: ir.Value, scale: ir.Value) -> dict[str, edit.AttributeValue]:
@@ -150,7 +150,7 @@ def _mxfp8(node: ir.Node, writer: Writer) -> None:
     scale = writer.add("Cast", ratio, of=_E8M0, to=int(_E8M0), round_mode="up")
     attributes = {"axis": axis, "block_size": block, "output_dtype": int(_E4M3FN)}
     codes = writer.add("QuantizeLinear", node.inputs[0], scale, of=_E4M3FN, **attributes)
-    _hand_over(node, writer, codes, scale)
+    _hand_over(writer, codes, scale)
 
 
 def _nvfp4(node: ir.Node, writer: Writer) -> None:
@@ -168,10 +168,10 @@ def _nvfp4(node: ir.Node, writer: Writer) -> None:
     assert value is not None
     attributes = {"axis": axis, "block_size": block, "output_dtype": int(_E2M1)}
     codes = writer.add("QuantizeLinear", writer.cast(value, FLOAT), step, of=_E2M1, **attributes)
-    _hand_over(node, writer, codes, scale)
+    _hand_over(writer, codes, scale)
 
 
-def _hand_over(node: ir.Node, writer: Writer, *results: ir.Value) -> None:
+def _hand_over(writer: Writer, *results: ir.Value) -> None:
     """Replaces the node; values that are moved on may have been said to be uint8, and are of the type of the codes."""
     kinds = [result.dtype for result in results]
     writer.replace(*results)
