@@ -20,7 +20,7 @@ from fp8graph.core.sharing import share_concat
 from fp8graph.data import recipe as recipes
 from fp8graph.data.plan import Cache, Decision, High, Plan, Quant, Reason, Scale, Shapes
 from fp8graph.data.recipe import Recipe
-from fp8graph.data.target import Row
+from fp8graph.data.target import Fact, Row
 from fp8graph.formats.spec import FP32_SCALES, PerTensor
 from fp8graph.graph import tensors, walk
 from fp8graph.graph.stages import Normalized
@@ -104,7 +104,7 @@ class _Planner:
             return kept.kept(
                 Reason("FG227", f"recipe {self.recipe.name}", "it has no weight, and no more is quantized")
             )
-        asked = op.facts | quants.policy_facts(self.recipe)
+        asked = op.facts | quants.policy_facts(self.recipe) | self._evenness(op)
         format, row = self.target.worst(op.node.op_type, self._formats(op), asked)
         if row.status == "refused":
             refused = Opinion("keep", "FG301", row.text)
@@ -186,6 +186,15 @@ class _Planner:
         held = [tensors.is_constant(op.input(slot)) for slot in (0, 1)]
         both = [(self.recipe.weights if constant else self.recipe.activations).format for constant in held]
         return [format for format in both if format != "none"]
+
+    def _evenness(self, op: OpView) -> dict[str, Fact]:
+        """Whether activations consist of whole blocks along their last axis; nothing where there are no blocks."""
+        size = self.recipe.activations.block
+        held = [tensors.is_constant(op.input(slot)) for slot in (0, 1)]
+        dims = [(slot, op.input_dims(slot)) for slot in (0, 1) if size and not held[slot]]
+        ends = [(d, quants.contraction_axis(op.node, slot, len(d))) for slot, d in dims if d]
+        whole = [axis == len(d) - 1 and (d[axis] or 1) % size[0] == 0 for d, axis in ends]
+        return {"even": all(whole)} if whole else {}
 
     def _uneven(self, op: OpView) -> Opinion | None:
         """Why blocks do not fit an activation; None where they do."""

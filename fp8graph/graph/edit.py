@@ -103,6 +103,18 @@ def remove(nodes: Iterable[ir.Node]) -> None:
             node.graph.remove(node, safe=True)
 
 
+def remove_unread(node: ir.Node) -> None:
+    """Removes a node that nobody reads, and upwards whatever nobody reads any more."""
+    waiting = [node]
+    while waiting:
+        dead = waiting.pop()
+        if dead.graph is None or any(output.uses() or output.is_graph_output() for output in dead.outputs):
+            continue
+        above = [value.producer() for value in dead.inputs if value is not None]
+        remove([dead])
+        waiting.extend(one for one in above if one is not None)
+
+
 def drop_unused_initializers(candidates: Iterable[ir.Value]) -> None:
     """Removes those candidates that no node reads and no graph returns; whatever else was unused stays."""
     for value in candidates:

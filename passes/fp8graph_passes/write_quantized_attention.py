@@ -175,7 +175,7 @@ def _write(item: attention.Attention, form: _Form, names: edit.Names) -> None:
     node.metadata_props[walk.ALSO] = walk.node_key(item.scores)
     graph.insert_before(context, [*before, node])
     edit.take_over(old, node.outputs[0], rename=True)
-    _remove_unread(context)
+    edit.remove_unread(context)
 
 
 def _unturned(scores: ir.Node, names: edit.Names, before: list[ir.Node]) -> ir.Value:
@@ -230,15 +230,3 @@ def _probability_scale(value: ir.Value | None) -> ir.Value:
     scale = node.inputs[1] if node is not None and node.op_type == "DequantizeLinear" else None
     assert scale is not None
     return scale
-
-
-def _remove_unread(node: ir.Node) -> None:
-    """Removes a node, and upwards whatever nobody reads any more."""
-    waiting = [node]
-    while waiting:
-        dead = waiting.pop()
-        if dead.graph is None or any(output.uses() or output.is_graph_output() for output in dead.outputs):
-            continue
-        above = [value.producer() for value in dead.inputs if value is not None]
-        edit.remove([dead])
-        waiting.extend(one for one in above if one is not None)

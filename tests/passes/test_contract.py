@@ -18,6 +18,11 @@ from fp8graph.testing import check_pass, corpus, outputs, planned
 MODELS = corpus()
 # Passes that do nothing unless they are asked to: on which models, with which options, and how they are checked.
 ASKED = {
+    "write-fp4-quantization": (
+        ["gemm", "if_captured", "loops"],
+        {"recipe": "nvfp4"},
+        {"highs": ("fp16", "bf16"), "target": "tensorrt-rtx:sm120"},
+    ),
     "hold-caches": (["kv_cache"], {"kv_cache": "fp8"}, {}),
     "write-quantized-attention": (
         ["long_attention"],
