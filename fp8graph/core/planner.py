@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fp8graph.base.errors import UsageError
-from fp8graph.core import attention, caches, quants
+from fp8graph.core import attention, caches, given_weights, quants
 from fp8graph.core.context import Context, OpView
 from fp8graph.core.contract import holding, opinion_of
 from fp8graph.core.epilogues import note_epilogues
@@ -18,11 +18,11 @@ from fp8graph.core.options import Options, Selection
 from fp8graph.core.passes import Opinion, PlanRule
 from fp8graph.core.sharing import share_concat
 from fp8graph.data import recipe as recipes
-from fp8graph.data.plan import Cache, Decision, High, Plan, Quant, Reason, Scale, Shapes
+from fp8graph.data.plan import CAME, Cache, Decision, High, Plan, Quant, Reason, Scale, Shapes
 from fp8graph.data.recipe import Recipe
 from fp8graph.data.target import Fact, Row
 from fp8graph.formats.spec import FP32_SCALES, PerTensor
-from fp8graph.graph import tensors, walk
+from fp8graph.graph import given, tensors, walk
 from fp8graph.graph.stages import Normalized
 from fp8graph.graph.typing import typed_slots
 
@@ -77,6 +77,7 @@ class _Planner:
         self.selection = Selection(options, self.recipe)
         self.selection.check([(p.key, p.node.name or "", p.node.op_type) for p in walk.walk(self.model)])
         self._finite: dict[ir.Value, bool] = {}
+        self._losses: dict[ir.Value, float | None] = {}
 
     def decide(self, place: walk.Place) -> Decision:
         """The decision on one op; in fp32 where the target has no kernel for it in the type asked for."""
@@ -104,7 +105,7 @@ class _Planner:
             return kept.kept(
                 Reason("FG227", f"recipe {self.recipe.name}", "it has no weight, and no more is quantized")
             )
-        asked = op.facts | quants.policy_facts(self.recipe) | self._evenness(op)
+        asked = op.facts | quants.policy_facts(self.recipe) | self._evenness(op) | self._blocked(op)
         format, row = self.target.worst(op.node.op_type, self._formats(op), asked)
         if row.status == "refused":
             refused = Opinion("keep", "FG301", row.text)
@@ -230,10 +231,15 @@ class _Planner:
         assert value is not None
         name, rank = self.facts.qualified(value), len(self.facts.dims(value) or ())
         if tensors.is_constant(value):
-            weights = self.recipe.weights
+            came, weights = given.of(value), self.recipe.weights
+            if came is not None and given_weights.takes(row.weights, came.granularity, op.node, slot, rank):
+                return Quant(name, came.format, came.granularity, Scale("given", CAME))
             blocks = quants.weight_granularity(weights, op.node, slot, len(value.shape or ()), row.weights)
             stored = weights.stored if any(size > 1 for _, size in blocks.blocks) else FP32_SCALES
-            return Quant(name, weights.format, blocks, Scale("computed", weights.scale, stored=stored))
+            quant = Quant(name, weights.format, blocks, Scale("computed", weights.scale, stored=stored))
+            if came is not None:
+                self._regrained(op, value, quant, row)
+            return quant
         policy = quants.taken(self.recipe.activations, row.activations)
         item = self.facts.attentions.get(op.node)
         if item is not None and op.node is item.context and slot == item.probability_slot and policy.per != "block":
@@ -241,6 +247,24 @@ class _Planner:
             return Quant(name, policy.format, PerTensor(), scale)
         blocks = quants.activation_granularity(policy, op.node, slot, rank)
         return Quant(name, policy.format, blocks, quants.activation_scale(policy, blocks, self._rule(op, value)))
+
+    def _regrained(self, op: OpView, value: ir.Value, quant: Quant, row: Row) -> None:
+        """Says what it costs that a weight does not keep the scales that it came with; each weight is read once."""
+        if value not in self._losses:
+            self._losses[value] = given_weights.loss(value, quant)
+        left = self._losses[value]
+        cost = "nothing is lost" if left is None else f"{left:.1f} dB of it are left"
+        self.ctx.note("FG229", op.key, f"the weight is rounded anew ({cost}): {row.text}")
+
+    def _blocked(self, op: OpView) -> dict[str, Fact]:
+        """Whether a weight came with several scales along the axis that is summed over, whatever the recipe asks."""
+        came = [(slot, value, item) for slot in (0, 1) if (item := given.of(value := op.input(slot))) is not None]
+        fine = [
+            given_weights.takes("channel", item.granularity, op.node, slot, len(value.shape or ()))
+            for slot, value, item in came
+            if value is not None
+        ]
+        return {} if all(fine) else {"scales": "block"}
 
     def _rule(self, op: OpView, value: ir.Value) -> str:
         """The recipe's rule; with headroom for a value from around the body that the op lies in.
@@ -268,7 +292,7 @@ class _Planner:
 
     def hold_recipe(self, ops: dict[str, Decision]) -> None:
         """Raises UsageError FG341 where the target refuses what the recipe asks for of every op with a weight."""
-        weighty = any(quant.scale.origin == "computed" for op in ops.values() for quant in op.inputs.values())
+        weighty = any(quant.scale.of_weight for op in ops.values() for quant in op.inputs.values())
         if weighty or not any(op.why.code == "FG301" for op in ops.values()):
             return
         asked = quants.policy_facts(self.recipe)

@@ -13,7 +13,7 @@ from fp8graph.core.planner import COMPUTE
 from fp8graph.data.recipe import Recipe
 
 # Passes of the stage that writes Q/DQ which only change types.
-_TYPES_ONLY = ("cast-high-precision", "hold-caches")
+_TYPES_ONLY = ("cast-high-precision", "hold-caches", "restore-given-weights")
 
 
 def steps(recipe: Recipe) -> tuple[list[PlanRule], list[RewritePass | Repair]]:

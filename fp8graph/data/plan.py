@@ -14,6 +14,8 @@ from fp8graph.data.document import check_schema, malformed
 from fp8graph.formats.spec import FP32_SCALES, Granularity, ScaleFormat
 
 OpKey = str
+# The rule of scales that a weight came with.
+CAME = "model"
 Origin = Literal["computed", "observed", "given", "dynamic"]
 Do = Literal["quantize", "keep"]
 AdjustKind = Literal["channels", "split", "terms", "codes", "bias"]
@@ -44,8 +46,10 @@ class Scale:
     origin    computed: derived from the weight anew at each rewriting; observed: from calibration data, `value` is
               None until the plan is settled; given: came with the model or follows from the op (softmax); dynamic:
               computed in the graph.
-    rule      how the number is found, such as `amax`; `amax*2` leaves twice the range as headroom.
-    value     float32, > 0; None for `computed` and `dynamic`. With `stored.outer` it is the scale above the others.
+    rule      how the number is found, such as `amax`; `amax*2` leaves twice the range as headroom; `model`: a weight
+              came as codes, and stays what it is.
+    value     float32, > 0; None for `computed` and `dynamic`, and for weights that came as codes, whose scales the
+              model holds. With `stored.outer` it is the scale above the others.
     stored    how scales are stored, where not as float32
     over      other tensors (scope and name) whose ranges count, too, where several tensors have one scale
     """
@@ -63,8 +67,13 @@ class Scale:
             raise ValueError(f"a scale is a positive, normal float32, not {self.value}")
         if self.origin in ("computed", "dynamic") and self.value is not None:
             raise ValueError(f"a {self.origin} scale holds no number")
-        if self.origin == "given" and self.value is None:
+        if self.origin == "given" and self.value is None and self.rule != CAME:
             raise ValueError("a given scale holds its number")
+
+    @property
+    def of_weight(self) -> bool:
+        """Whether it is a stored weight's: the model holds the numbers."""
+        return self.origin == "computed" or (self.origin == "given" and self.rule == CAME)
 
 
 @dataclass(frozen=True)
@@ -139,7 +148,7 @@ class Decision:
         both = [self.inputs[slot] for slot in (0, 1) if slot in self.inputs]
         if len(both) < 2:
             return "storage" if self.inputs else self.high
-        weight = next((quant for quant in both if quant.scale.origin == "computed"), both[0])
+        weight = next((quant for quant in both if quant.scale.of_weight), both[0])
         return formats.family(weight.format)
 
     def kept(self, why: Reason) -> Decision:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -98,6 +98,21 @@ def lazy_from(
         return out
 
     return lazy(name, tuple(tensor.shape.numpy()), dtype or source.dtype, compute)
+
+
+def moved(source: ir.Value, perm: Sequence[int]) -> ir.Value:
+    """A constant with its axes in another order, of the same name; it is not read before it is asked for."""
+    if source.const_value is None or source.dtype is None:
+        raise ValueError(f"'{source.name}' is no constant")
+    tensor = source.const_value
+    shape = tuple(tensor.shape.numpy()[axis] for axis in perm)
+
+    def compute() -> Array:
+        out = np.ascontiguousarray(tensor.numpy().transpose(perm))
+        _unmap(tensor)
+        return out
+
+    return lazy(source.name or "", shape, source.dtype, compute)
 
 
 def is_constant(value: ir.Value | None) -> bool:

@@ -286,7 +286,7 @@ def _counts(ops: Sequence[Decision], formats: Sequence[str]) -> list[Cell]:
 def _formats(plan: Plan) -> list[str]:
     found: dict[str, int] = {}
     for quant in plan.quants():
-        kind = "weights" if quant.scale.origin == "computed" else "activations"
+        kind = "weights" if quant.scale.of_weight else "activations"
         text = f"{kind} {quant.format}, one scale per {_part(quant)}"
         found[text] = found.get(text, 0) + 1
     return [f"{text} ({number:,})" for text, number in sorted(found.items())]
@@ -301,7 +301,7 @@ def _part(quant: Quant) -> str:
         return f"block of {' x '.join(map(str, large))}{stored}"
     if not sizes:
         return "tensor"
-    return "channel" if quant.scale.origin == "computed" else "token"
+    return "channel" if quant.scale.of_weight else "token"
 
 
 def _types(findings: Sequence[Finding]) -> list[str]:

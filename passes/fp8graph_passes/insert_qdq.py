@@ -1,7 +1,7 @@
 """Insert Q/DQ as the plan says, and store weights in their format.
 
 What it does   1. A constant operand becomes an initializer of codes behind DequantizeLinear; the codes are computed
-                  as the file is written.
+                  as the file is written, or are those that the weight came with.
                2. Any other operand gets QuantizeLinear and DequantizeLinear right behind its producer; equal Quants
                   share one pair in each graph that reads them.
                Scales are float32 (an fp16 scale is inexact below an amax of 0.03); an activation's scale has rank 0,
@@ -27,7 +27,7 @@ from fp8graph.core.passes import Approximate, Exactness, RewritePass, Stage
 from fp8graph.core.quants import contraction_axis
 from fp8graph.data.arrayref import ArrayRef
 from fp8graph.data.plan import Adjust, High, Quant
-from fp8graph.graph import edit, tensors, walk
+from fp8graph.graph import edit, given, tensors, walk
 from fp8graph.numerics import cast, sidecar
 from fp8graph.numerics.scale import StoredScales, channel_amax, store_scales
 from fp8graph_passes._dynamic import Dynamic, is_block
@@ -89,7 +89,10 @@ class _Insertion:
         if done is None:
             constant = tensors.is_constant(value)
             if constant and seat not in self.coded:
-                self._encode(place, slot, value, quant, found)
+                if quant.scale.of_weight and quant.scale.origin == "given":
+                    self._keep(place, value, quant)
+                else:
+                    self._encode(place, slot, value, quant, found)
             if constant:
                 done = self._weight(place, slot, value, quant, high)
             elif quant.scale.origin == "dynamic" or quant.granularity.blocks:
@@ -124,6 +127,23 @@ class _Insertion:
         node = self._dequantize((codes, scale), value, quant, high, place, slot)
         place.graph.insert_before(place.node, [node])
         return node.outputs[0]
+
+    def _keep(self, place: walk.Place, value: ir.Value, quant: Quant) -> None:
+        """A weight that came as codes: these, under the scales that they came with."""
+        came = given.of(value)
+        if came is None or came.format != quant.format or came.granularity != quant.granularity:
+            raise InputError(
+                "the plan takes a weight's scales from the model, which has none like them",
+                where=f"initializer '{value.name}'",
+                why="it is no weight behind DequantizeLinear" if came is None else f"it came in {came.format}",
+                do="make a plan for this model: optimize without --plan",
+                code="FG110",
+            )
+        graph = place.graph
+        assert isinstance(graph, ir.Graph)
+        codes = given.stored(came.codes, graph, self.names)
+        self.coded[value, quant, graph] = codes, self._scale(graph, value, came.scales)
+        self.replaced.append(value)
 
     def _encode(self, place: walk.Place, slot: int, value: ir.Value, quant: Quant, found: Adjust | None) -> None:
         graph = place.graph

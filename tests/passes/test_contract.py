@@ -24,6 +24,7 @@ ASKED = {
         {"highs": ("fp16", "bf16"), "target": "tensorrt-rtx:sm120"},
     ),
     "hold-caches": (["kv_cache"], {"kv_cache": "fp8"}, {}),
+    "restore-given-weights": (["given_weights"], {"nodes_to_exclude": ("middle", "again", "product")}, {}),
     "write-quantized-attention": (
         ["long_attention"],
         {"attention": "must-fuse"},

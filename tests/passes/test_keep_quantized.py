@@ -35,8 +35,8 @@ def test_the_reason_names_the_operand_and_its_type():
     assert plan.ops["y"].why.text.startswith("operand 0 is quantized already (float8e4m3fn)")
 
 
-def test_stored_codes_count_too():
-    text = """(float[2,8] x, float8e4m3fn[8,4] w) => (float[2,4] y) <float s = {0.5}> {
+def test_stored_codes_of_another_format_than_the_recipe_s_count_too():
+    text = """(float[2,8] x, float8e5m2[8,4] w) => (float[2,4] y) <float s = {0.5}> {
         d = DequantizeLinear(w, s) y = MatMul(x, d) }"""
     assert opinions(KeepQuantized(), model(text)) == KEPT
 

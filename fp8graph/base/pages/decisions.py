@@ -206,8 +206,9 @@ CODES = (
     ),
     Code(
         "FG229",
-        "coarser scales than the recipe asks for",
-        "The target computes the recipe's scales wrongly, or not in FP8, so that the plan has coarser ones.",
+        "coarser scales than were asked for",
+        "The target computes the scales that the recipe asks for, or that a weight came with, wrongly or not in FP8, so "
+        "that the plan has coarser ones.",
         "Numbers would be wrong, or the operator would fall back.",
         "Nothing; compare the result with the original. --target reference keeps the recipe's scales.",
     ),

@@ -1,0 +1,113 @@
+"""Weights that came quantized: a float constant that is computed from codes and scales, and knows them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from fp8graph.formats.spec import Granularity, PerAxis, PerBlock, PerTensor
+from fp8graph.graph import edit, tensors
+from fp8graph.numerics.blocks import expand
+
+
+@dataclass(frozen=True)
+class Given:
+    """A weight as a DequantizeLinear without a zero point reads it.
+
+    codes   of a low-precision type, in the weight's shape
+    scale   positive; of rank 0, one for each index of `axis`, or one for each block of `block` along `axis`
+    block   0 where scales run per tensor or per index
+    node    name of the DequantizeLinear
+    """
+
+    codes: ir.Value
+    scale: ir.Value
+    axis: int
+    block: int
+    node: str
+
+    @property
+    def format(self) -> str:
+        """The format of the codes as recipes spell it."""
+        return tensors.word(self.codes.dtype)
+
+    @property
+    def scales(self) -> tensors.Array:
+        """The scales in float32, in the shape that ONNX wants for the granularity."""
+        return tensors.read(self.scale).astype(np.float32).reshape(self.granularity.scale_shape(_shape(self.codes)))
+
+    def attributes(self, dtype: ir.DataType | None) -> dict[str, int]:
+        """Those of the DequantizeLinear that makes floats of this type of it."""
+        told = {"axis": self.axis} if self.granularity.blocks else {}
+        told |= {"block_size": self.block} if self.block else {}
+        return told | ({"output_dtype": int(dtype)} if dtype is not None and dtype != self.scale.dtype else {})
+
+    @property
+    def granularity(self) -> Granularity:
+        """The blocks that a scale runs over."""
+        rank = len(_shape(self.codes))
+        if self.block:
+            return PerBlock(self.axis, self.block, rank)
+        return PerTensor() if np.prod(_shape(self.scale)) == 1 else PerAxis(self.axis)
+
+    def array(self, dtype: ir.DataType) -> tensors.Array:
+        """Codes times scales, rounded once: the product of two such numbers is exact in float32 but for a scale of
+        more than 20 bits, which ONNX Runtime rounds there, too."""
+        made = tensors.read(self.codes).astype(np.float32)
+        tensors.release(self.codes)
+        made *= expand(self.scales, self.granularity, made.shape)
+        return made.astype(tensors.NUMPY[tensors.FLOATS[dtype]], copy=False)
+
+    def transposed(self, perm: Sequence[int]) -> Given:
+        """The same weight with its axes in another order."""
+        codes = tensors.moved(self.codes, perm)
+        scale = tensors.moved(self.scale, perm) if self.block else self.scale
+        return replace(self, codes=codes, scale=scale, axis=list(perm).index(self.axis))
+
+
+class _GivenTensor(ir.LazyTensor):
+    """The float weight; what it was made of stays with it."""
+
+    def __init__(self, given: Given, name: str, dtype: ir.DataType) -> None:
+        super().__init__(
+            lambda: ir.Tensor(given.array(dtype), dtype=dtype, name=name),
+            dtype,
+            ir.Shape(_shape(given.codes)),
+            name=name,
+        )
+        self.given = given
+
+
+def constant(given: Given, name: str, dtype: ir.DataType) -> ir.Value:
+    """The weight as a constant that can be registered as an initializer."""
+    tensor = _GivenTensor(given, name, dtype)
+    return ir.Value(name=name, shape=ir.Shape(_shape(given.codes)), type=ir.TensorType(dtype), const_value=tensor)
+
+
+def of(value: ir.Value | None) -> Given | None:
+    """What a weight came as; None for any other value."""
+    tensor = value.const_value if value is not None else None
+    return tensor.given if isinstance(tensor, _GivenTensor) else None
+
+
+def stored(source: ir.Value, graph: ir.Graph, names: edit.Names) -> ir.Value:
+    """Codes or scales as an initializer of a graph: the one that holds them already, else one of the same name."""
+    assert source.name is not None and source.const_value is not None
+    held = graph.initializers.get(source.name)
+    if held is not None and held.const_value is source.const_value:
+        return held
+    name = names.fresh(source.name)
+    if name == source.name:
+        again = ir.Value(name=name, shape=source.shape, type=source.type, const_value=source.const_value)
+    else:
+        again = tensors.lazy_from(source, name, lambda array: array)
+    graph.register_initializer(again)
+    return again
+
+
+def _shape(value: ir.Value) -> tuple[int, ...]:
+    assert value.const_value is not None
+    return tuple(value.const_value.shape.numpy())
