@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,6 +18,14 @@ _ANY: frozenset[str] = frozenset()
 _MOVES = frozenset({"Transpose", "Reshape", "Unsqueeze", "Squeeze", "Expand", "Cast", "Identity", "Mul"})
 # How far an attention product may lie behind a cache: rotations, repeats of heads, scales.
 _REACH = 48
+
+
+# Where `import` writes down the scales of a checkpoint that no tensor of the graph takes, by their names there.
+GIVEN = "fp8graph.given_scales"
+# Names of scales end in one of these: for keys, for values, for both.
+_SCALE = re.compile(r"(?:^|[._])(k|v|kv)_(?:cache_)?scale$")
+_KIND = re.compile(r"(?:^|[._])(key|value|k|v)s?(?=$|[._])")
+_LAYER = re.compile(r"(?:^|[._])(\d+)(?=$|[._])")
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,45 @@ def find(model: ir.Model) -> Iterator[Found]:
             yield Found(value, output)
         elif joined is None and rank == 4 and not value.is_graph_output() and _reaches(value, _MOVES):
             yield Found(value, None)
+
+
+def given_scales(model: ir.Model) -> dict[ir.Value, float]:
+    """The scales that a checkpoint has for caches, by the value that holds the whole: the output, else the input."""
+    scales = ((item, _scale_of(model, item.input.name or "")) for item in find(model))
+    return {item.output or item.input: scale for item, scale in scales if scale is not None}
+
+
+def behind(value: ir.Value | None) -> Iterator[ir.Value]:
+    """A value, and what it is moved from."""
+    while value is not None:
+        yield value
+        node = value.producer()
+        value = node.inputs[0] if node is not None and node.op_type in _MOVES - {"Mul"} and node.inputs else None
+
+
+def _scale_of(model: ir.Model, cache: str) -> float | None:
+    """By the number of the layer, and by keys or values.
+
+    model.layers.3.self_attn.k_scale     for     past_key_values.3.key
+    """
+    layers, kinds = _LAYER.findall(cache), _KIND.findall(cache)
+    if len(layers) != 1 or not kinds:
+        return None
+    found = set()
+    for name, number in _given(model).items():
+        scale = _SCALE.search(name)
+        if scale is not None and _LAYER.findall(name) == layers and scale.group(1) in (kinds[-1][0], "kv"):
+            found.add(float(number))
+    return found.pop() if len(found) == 1 else None
+
+
+def _given(model: ir.Model) -> dict[str, float]:
+    try:
+        said = json.loads(model.metadata_props.get(GIVEN, "{}"))
+    except ValueError:
+        return {}
+    numbers = said.items() if isinstance(said, dict) else ()
+    return {str(name): number for name, number in numbers if isinstance(number, (int, float)) and number > 0}
 
 
 def _joined(value: ir.Value) -> ir.Value | None:

@@ -78,6 +78,7 @@ class _Planner:
         self.selection.check([(p.key, p.node.name or "", p.node.op_type) for p in walk.walk(self.model)])
         self._finite: dict[ir.Value, bool] = {}
         self._losses: dict[ir.Value, float | None] = {}
+        self._caches = caches.given_scales(self.model) if options.kv_cache == "fp8" else {}
 
     def decide(self, place: walk.Place) -> Decision:
         """The decision on one op; in fp32 where the target has no kernel for it in the type asked for."""
@@ -246,7 +247,15 @@ class _Planner:
             scale = Scale("given", "softmax", quants.unit_scale(policy.format))
             return Quant(name, policy.format, PerTensor(), scale)
         blocks = quants.activation_granularity(policy, op.node, slot, rank)
+        cached = self._of_cache(value) if not blocks.blocks and policy.format == "e4m3fn" else None
+        if cached is not None:
+            return Quant(name, policy.format, blocks, cached)
         return Quant(name, policy.format, blocks, quants.activation_scale(policy, blocks, self._rule(op, value)))
+
+    def _of_cache(self, value: ir.Value) -> Scale | None:
+        """The scale that came for the cache that a value is moved from: read and written with one scale."""
+        found = next((self._caches[item] for item in caches.behind(value) if item in self._caches), None)
+        return Scale("given", "checkpoint", float(np.float32(found))) if found is not None else None
 
     def _regrained(self, op: OpView, value: ir.Value, quant: Quant, row: Row) -> None:
         """Says what it costs that a weight does not keep the scales that it came with; each weight is read once."""
@@ -348,7 +357,8 @@ class _Planner:
         found = {}
         for item in caches.find(self.model):
             seen = self.facts.qualified(item.output if item.output is not None else item.input)
-            quant = Quant(seen, "e4m3fn", PerTensor(), Scale("observed", self.recipe.activations.scale))
+            scale = self._of_cache(item.output or item.input) or Scale("observed", self.recipe.activations.scale)
+            quant = Quant(seen, "e4m3fn", PerTensor(), scale)
             found[item.input.name or ""] = Cache(item.output.name or "" if item.output is not None else "", quant)
         if not found:
             raise UsageError(

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from fp8graph.importers.placing import Placing
 
 SOURCES = ("auto", "safetensors", "qdq", "modelopt-cache", "trt-cache", "ort-table")
-GIVEN = "fp8graph.given_scales"
 _OPSET = 21  # the first with block_size and output_dtype
 _IR_VERSION = 10
 _SHOWN = 8
@@ -245,6 +244,8 @@ def _told(seat: Any) -> dict[str, str]:
 
 def _write_down(model: ir.Model, contents: Contents, placing: Placing) -> list[Finding]:
     """Scales that no tensor of the graph takes, in the model's metadata."""
+    from fp8graph.core.caches import GIVEN
+
     given = {name: canon.shortest_float32(number) for name, number in sorted(contents.caches.items())}
     for name in placing.homeless:
         number = contents.parameters[name].input_scale

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from fp8graph import formats
 from fp8graph.base.errors import InputError, UsageError
 from fp8graph.core import caches
 from fp8graph.data.plan import Cache, Plan
+from fp8graph.graph import walk
 from fp8graph.graph.load import load
 from fp8graph.numerics import cast
 from fp8graph.runners.reference import reference
@@ -133,6 +135,40 @@ def test_keys_and_values_of_an_encoder_are_caches_without_an_output():
     done = planned_run(HoldCaches(), model(text), kv_cache="fp8")
     kinds = {value.name: value.dtype for value in done.model.graph.inputs}
     assert kinds["past_k"] == kinds["past_v"] == FP8
+
+
+@pytest.mark.parametrize(
+    ("scales", "given"),
+    [
+        (
+            {"m.layers.0.attn.k_scale": 0.02, "m.layers.0.attn.v_scale": 0.03, "m.layers.1.attn.k_scale": 9},
+            (0.02, 0.03),
+        ),
+        ({"layers.0.k_proj.k_scale": 0.02, "layers.0.q_proj.input_scale": 9}, (0.02, None)),
+        ({"layers.0.attn.kv_scale": 0.02}, (0.02, 0.02)),
+        ({"layers.1.attn.kv_scale": 0.02}, (None, None)),
+    ],
+)
+def test_scales_that_came_with_a_checkpoint_are_those_of_its_layers(scales, given, tmp_path):
+    proto = onnx.ModelProto.FromString(corpus()["kv_cache"].SerializeToString())
+    renamed = {"past_key": "past.0.key", "past_value": "past.0.value"}
+    for value in proto.graph.input:
+        value.name = renamed.get(value.name, value.name)
+    for node in proto.graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+    onnx.helper.set_model_props(proto, {"fp8graph.given_scales": json.dumps(scales)})
+    feeds = [{renamed.get(name, name): array for name, array in feed.items()} for feed in steps()]
+    done = fp8graph.optimize(proto, data=feeds, kv_cache="fp8", target="reference")
+    for side, number in zip(SIDES, given, strict=True):
+        scale = done.plan.caches[f"past.0.{side}"].quant.scale
+        readers = [
+            op.inputs[1].scale for key, op in done.plan.ops.items() if key == {"key": "scores"}.get(side, "context")
+        ]
+        assert {one.value for one in readers} == {scale.value}
+        assert scale.origin == ("given" if number else "observed")
+        assert number is None or scale.value == np.float32(number)
+    codes = [place.node for place in walk.walk(load(done.model).model) if place.node.op_type == "QuantizeLinear"]
+    assert len(codes) == 8  # none quantizes a cache again
 
 
 def test_a_model_without_caches_is_told(tmp_path):

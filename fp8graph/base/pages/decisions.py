@@ -207,8 +207,8 @@ CODES = (
     Code(
         "FG229",
         "coarser scales than were asked for",
-        "The target computes the scales that the recipe asks for, or that a weight came with, wrongly or not in FP8, so "
-        "that the plan has coarser ones.",
+        "The target computes the scales that the recipe asks for, or that a weight came with, wrongly or not in "
+        "FP8, so that the plan has coarser ones.",
         "Numbers would be wrong, or the operator would fall back.",
         "Nothing; compare the result with the original. --target reference keeps the recipe's scales.",
     ),
