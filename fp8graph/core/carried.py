@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from fp8graph import formats
 from fp8graph.core.context import Context
+from fp8graph.core.reading import DEQUANTIZE
 from fp8graph.data.plan import OpKey
 from fp8graph.graph import walk
 
@@ -47,5 +48,5 @@ def _codes(value: ir.Value | None, through: frozenset[str]) -> set[ir.DataType |
     node = walk.origin(value, through)
     if node is not None and node.op_type == "Concat":
         return {kind for operand in node.inputs for kind in _codes(operand, through)}
-    codes = node.inputs[0] if node is not None and node.op_type == "DequantizeLinear" else None
+    codes = node.inputs[0] if node is not None and node.op_type in DEQUANTIZE else None
     return {codes.dtype if codes is not None else None}

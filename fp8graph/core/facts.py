@@ -51,6 +51,10 @@ class Facts:
         known = self._shapes.get(walk.qualified(value, self._scopes))
         return known if known is not None else dims(value)
 
+    def most(self, value: ir.Value) -> Dims | None:
+        """Dimensions of a value under the largest shapes."""
+        return self._most.get(self.qualified(value)) or self.dims(value)
+
     @cached_property
     def _most(self) -> Mapping[str, Dims]:
         return self._largest()

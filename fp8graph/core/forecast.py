@@ -170,7 +170,7 @@ class Prophet:
                 yield Forecast("refused", "FG335", "error", text, "join the weights before they are quantized")
             if each.obstacle is not None:
                 yield _hidden(each.obstacle, slot)
-            if each.dequantizer is not None and each.dequantizer.op_type == "TRT_MXFP8DequantizeLinear":
+            if _is_mxfp8(each) and not set(self.target.chips) <= set(self.table.mxfp8):
                 text = f"operand {slot} is in MXFP8, which this engine only simulates"
                 yield Forecast("fell-back", "FG332", "warning", text, "quantize with one scale for the tensor")
 
@@ -178,7 +178,7 @@ class Prophet:
         scale = each.scale
         if scale is None:
             return
-        if not self._fixed(scale):
+        if not self._fixed(scale) and not _is_mxfp8(each):
             yield Forecast(
                 "fell-back",
                 "FG307",
@@ -215,7 +215,7 @@ class Prophet:
 
     def _blocks(self, node: ir.Node, pair: Sequence[Operand]) -> Iterator[Forecast]:
         for slot, each in enumerate(pair):
-            if each.dequantizer is None or not self.blocked(each.dequantizer):
+            if each.dequantizer is None or _is_mxfp8(each) or not self.blocked(each.dequantizer):
                 continue
             if node.op_type == "Conv":
                 text = f"operand {slot} of a Conv has scales in blocks, which the importer refuses"
@@ -355,6 +355,10 @@ class Prophet:
 def is_product(node: ir.Node) -> bool:
     """Whether a node multiplies two operands that could be in FP8."""
     return node.op_type in PRODUCTS and node.domain in _DOMAINS.get(node.op_type, ONNX)
+
+
+def _is_mxfp8(each: Operand) -> bool:
+    return each.dequantizer is not None and each.dequantizer.op_type == "TRT_MXFP8DequantizeLinear"
 
 
 def _hidden(obstacle: ir.Node, slot: int) -> Forecast:

@@ -18,7 +18,7 @@ from fp8graph.core.options import Options, Selection
 from fp8graph.core.passes import Opinion, PlanRule
 from fp8graph.core.sharing import share_concat
 from fp8graph.data import recipe as recipes
-from fp8graph.data.plan import CAME, Cache, Decision, High, Plan, Quant, Reason, Scale, Shapes
+from fp8graph.data.plan import CAME, PAIR, Cache, Decision, High, Plan, Quant, Reason, Scale, Shapes
 from fp8graph.data.recipe import Recipe
 from fp8graph.data.target import Fact, Row
 from fp8graph.formats.spec import FP32_SCALES, PerTensor
@@ -77,7 +77,7 @@ class _Planner:
         self.selection = Selection(options, self.recipe)
         self.selection.check([(p.key, p.node.name or "", p.node.op_type) for p in walk.walk(self.model)])
         self._finite: dict[ir.Value, bool] = {}
-        self._losses: dict[ir.Value, float | None] = {}
+        self._losses: dict[tuple[ir.Value, Quant], float | None] = {}
         self._caches = caches.given_scales(self.model) if options.kv_cache == "fp8" else {}
 
     def decide(self, place: walk.Place) -> Decision:
@@ -108,7 +108,7 @@ class _Planner:
             )
         asked = op.facts | quants.policy_facts(self.recipe) | self._evenness(op) | self._blocked(op)
         format, row = self.target.worst(op.node.op_type, self._formats(op), asked)
-        if row.status == "refused":
+        if row.status == "refused" or (row.asked and not self._asks(op, vote)):
             refused = Opinion("keep", "FG301", row.text)
             return self._refuse(op, vote, kept, refused, by=f"target {self.target.name}: {row.source}", format=format)
         if row.status == "costly" and not (self.everywhere or vote.wish):
@@ -118,10 +118,17 @@ class _Planner:
             return self._refuse(op, vote, kept, uneven, by=f"recipe {self.recipe.name}")
         if row.activations != "any" and self.recipe.activations.per == "block":
             self.ctx.note("FG229", place.key, row.text)
+        cut = self._cut(op, row)
         slots = [s for s in (0, 1) if self.recipe.activations.format != "none" or tensors.is_constant(op.input(s))]
-        inputs = {slot: self._quant(op, slot, row) for slot in slots}
-        text = vote.opinion.text + (f"; {row.text}" if row.weights != "any" or row.status == "emulated" else "")
+        inputs = {slot: quants.ruled(self._quant(op, slot, row, cut), row.rule) for slot in slots}
+        told = row.weights != "any" or row.rule or row.status == "emulated"
+        text = vote.opinion.text + (f"; {cut.text if cut is not None else row.text}" if told else "")
         return replace(kept, do="quantize", why=Reason(vote.opinion.code, vote.by, text), inputs=inputs)
+
+    def _asks(self, op: OpView, vote: _Vote) -> bool:
+        """Whether somebody asks for what a target runs only where it is asked for."""
+        types = self.options.op_types_to_quantize or ()
+        return self.everywhere or vote.wish or op.node.op_type in types
 
     def _vote(self, op: OpView) -> _Vote:
         identity = (op.key, op.name, op.node.op_type)
@@ -190,13 +197,15 @@ class _Planner:
         return [format for format in both if format != "none"]
 
     def _evenness(self, op: OpView) -> dict[str, Fact]:
-        """Whether activations consist of whole blocks along their last axis; nothing where there are no blocks."""
+        """Of activations in blocks: `even`, whether these are known to be whole along the last axis, `rank`, and
+        `came`, whether a weight came with scales of its own; nothing where there are no blocks."""
         size = self.recipe.activations.block
         held = [tensors.is_constant(op.input(slot)) for slot in (0, 1)]
-        dims = [(slot, op.input_dims(slot)) for slot in (0, 1) if size and not held[slot]]
-        ends = [(d, quants.contraction_axis(op.node, slot, len(d))) for slot, d in dims if d]
-        whole = [axis == len(d) - 1 and (d[axis] or 1) % size[0] == 0 for d, axis in ends]
-        return {"even": all(whole)} if whole else {}
+        dims = [(slot, op.input_dims(slot) or ()) for slot in (0, 1) if size and not held[slot]]
+        ends = [(d, quants.contraction_axis(op.node, slot, len(d))) for slot, d in dims]
+        whole = [bool(d) and axis == len(d) - 1 and (d[axis] or 1) % size[0] == 0 for d, axis in ends]
+        came = any(given.of(op.input(slot)) is not None for slot in (0, 1) if held[slot])
+        return {"even": all(whole), "rank": max(len(d) for d, _ in ends), "came": came} if whole else {}
 
     def _uneven(self, op: OpView) -> Opinion | None:
         """Why blocks do not fit an activation; None where they do."""
@@ -226,21 +235,23 @@ class _Planner:
             code="FG302",
         )
 
-    def _quant(self, op: OpView, slot: int, row: Row) -> Quant:
+    def _quant(self, op: OpView, slot: int, row: Row, cut: given_weights.Cut | None) -> Quant:
         """How one operand is quantized, with scales that are as coarse as the target's row wants them."""
         value = op.input(slot)
         assert value is not None
         name, rank = self.facts.qualified(value), len(self.facts.dims(value) or ())
         if tensors.is_constant(value):
-            came, weights = given.of(value), self.recipe.weights
-            if came is not None and given_weights.takes(row.weights, came.granularity, op.node, slot, rank):
+            came = given.of(value)
+            kept = came is not None and given_weights.takes(row.weights, came.granularity, op.node, slot, rank)
+            if came is not None and (kept or (cut is not None and cut.split)):
                 return Quant(name, came.format, came.granularity, Scale("given", CAME))
-            blocks = quants.weight_granularity(weights, op.node, slot, len(value.shape or ()), row.weights)
-            stored = weights.stored if any(size > 1 for _, size in blocks.blocks) else FP32_SCALES
-            quant = Quant(name, weights.format, blocks, Scale("computed", weights.scale, stored=stored))
+            quant = self._anew(op, slot, value, row)
             if came is not None:
                 self._regrained(op, value, quant, row)
             return quant
+        pair = given.pair(value)
+        if pair is not None:
+            return Quant(name, pair.format, PerTensor(), Scale("given", PAIR, pair.scale))
         policy = quants.taken(self.recipe.activations, row.activations)
         item = self.facts.attentions.get(op.node)
         if item is not None and op.node is item.context and slot == item.probability_slot and policy.per != "block":
@@ -252,6 +263,27 @@ class _Planner:
             return Quant(name, policy.format, blocks, cached)
         return Quant(name, policy.format, blocks, quants.activation_scale(policy, blocks, self._rule(op, value)))
 
+    def _anew(self, op: OpView, slot: int, value: ir.Value, row: Row) -> Quant:
+        """How a weight is rounded by the recipe."""
+        weights = self.recipe.weights
+        blocks = quants.weight_granularity(weights, op.node, slot, len(value.shape or ()), row.weights)
+        stored = weights.stored if any(size > 1 for _, size in blocks.blocks) else FP32_SCALES
+        scale = Scale("computed", weights.scale, stored=stored)
+        return Quant(self.facts.qualified(value), weights.format, blocks, scale)
+
+    def _cut(self, op: OpView, row: Row) -> given_weights.Cut | None:
+        """What becomes of a weight whose blocks could be products of their own; None for any other."""
+        if given_weights.SPLIT not in self.target.forms or row.weights == "any":
+            return None
+        for slot in (0, 1):
+            value = op.input(slot)
+            came = given.of(value)
+            if value is None or came is None or not given_weights.parts(came, op.node, slot):
+                continue
+            anew, result = self._anew(op, slot, value, row), self.facts.most(op.node.outputs[0])
+            return given_weights.cut(self.recipe.blocks, came, anew.granularity, self._left(value, anew), result)
+        return None
+
     def _of_cache(self, value: ir.Value) -> Scale | None:
         """The scale that came for the cache that a value is moved from: read and written with one scale."""
         found = next((self._caches[item] for item in caches.behind(value) if item in self._caches), None)
@@ -259,11 +291,14 @@ class _Planner:
 
     def _regrained(self, op: OpView, value: ir.Value, quant: Quant, row: Row) -> None:
         """Says what it costs that a weight does not keep the scales that it came with; each weight is read once."""
-        if value not in self._losses:
-            self._losses[value] = given_weights.loss(value, quant)
-        left = self._losses[value]
+        left = self._left(value, quant)
         cost = "nothing is lost" if left is None else f"{left:.1f} dB of it are left"
         self.ctx.note("FG229", op.key, f"the weight is rounded anew ({cost}): {row.text}")
+
+    def _left(self, value: ir.Value, quant: Quant) -> float | None:
+        if (value, quant) not in self._losses:
+            self._losses[value, quant] = given_weights.loss(value, quant)
+        return self._losses[value, quant]
 
     def _blocked(self, op: OpView) -> dict[str, Fact]:
         """Whether a weight came with several scales along the axis that is summed over, whatever the recipe asks."""
@@ -306,21 +341,26 @@ class _Planner:
             return
         asked = quants.policy_facts(self.recipe)
         rows = {op: self.target.worst(op, self._asked_formats(self.recipe), asked)[1] for op in self.recipe.ops}
-        if not rows or any(row.status != "refused" for row in rows.values()):
+        if not rows or any(self._open(row) for row in rows.values()):
             return
+        wish = "; or --fp8-everywhere, to have it all the same" if any(row.asked for row in rows.values()) else ""
         able = [name for name in recipes.names() if self._runs(recipes.load(name))]
         raise UsageError(
             f"target '{self.target.name}' runs nothing of what recipe '{self.recipe.name}' asks for",
             where=f"--recipe {self.recipe.name}, --target {self.target.asked or self.target.name}",
-            why=next(iter(rows.values())).text,
-            do=f"choose --recipe {', '.join(able)}; or --target reference, which runs every recipe",
+            why=next((row for row in rows.values() if row.asked), next(iter(rows.values()))).text,
+            do=f"choose --recipe {', '.join(able)}; or --target reference, which runs every recipe{wish}",
             code="FG341",
         )
 
     def _runs(self, recipe: Recipe) -> bool:
         """Whether the target runs some op as a recipe asks."""
         asked, wanted = quants.policy_facts(recipe), self._asked_formats(recipe)
-        return any(self.target.worst(op, wanted, asked)[1].status != "refused" for op in recipe.ops)
+        return any(self._open(self.target.worst(op, wanted, asked)[1]) for op in recipe.ops)
+
+    def _open(self, row: Row) -> bool:
+        """Whether a row lets an op through that nobody names."""
+        return row.status != "refused" and (self.everywhere or not row.asked)
 
     @staticmethod
     def _asked_formats(recipe: Recipe) -> list[str]:

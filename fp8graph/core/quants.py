@@ -2,28 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import onnx_ir as ir
 
 from fp8graph import formats
-from fp8graph.data.plan import Scale
+from fp8graph.data.plan import Quant, Scale
 from fp8graph.data.recipe import Recipe, TensorPolicy
 from fp8graph.data.target import Fact
-from fp8graph.formats.spec import FP32_SCALES, Granularity, PerAxis, PerBlock, PerTensor
+from fp8graph.formats.spec import FP32_SCALES, Granularity, PerAxis, PerBlock, PerTensor, ScaleFormat, ScaleRule
 
 _CONVS = ("Conv", "ConvTranspose")
 
 
 def policy_facts(recipe: Recipe) -> dict[str, Fact]:
     """What rows of a target may ask about a recipe: `activations` is none, static, dynamic, token or block, `scales`
-    of the weights is tensor, channel or block; `block` is the size of an activation's blocks, 0 where it has none."""
+    of the weights is tensor, channel or block; `block` is the size of an activation's blocks, 0 where it has none;
+    `powers`, where it is so, that both operands have blocks of one size with scales stored as powers of two."""
     policy = recipe.activations
     moving: str = "none" if policy.format == "none" else policy.per
     if moving == "tensor":
         moving = "dynamic" if policy.scale == "dynamic" else "static"
-    return {"activations": moving, "scales": recipe.weights.per, "block": max((*policy.block, 0))}
+    alike = policy.per == recipe.weights.per == "block" and policy.block == recipe.weights.block
+    powers = alike and _powers(policy.stored) and _powers(recipe.weights.stored)
+    told: dict[str, Fact] = {"powers": True} if powers else {}
+    return told | {"activations": moving, "scales": recipe.weights.per, "block": max((*policy.block, 0))}
+
+
+def planned_facts(inputs: Mapping[int, Quant]) -> dict[str, Fact]:
+    """Of `policy_facts` what two planned operands tell where both lie in blocks of powers of two; else nothing."""
+    sizes = {max((size for _, size in quant.granularity.blocks), default=0) for quant in inputs.values()}
+    if len(inputs) < 2 or len(sizes) > 1 or not all(_powers(quant.scale.stored) for quant in inputs.values()):
+        return {}
+    return {"activations": "block", "scales": "block", "block": sizes.pop(), "powers": True}
+
+
+def ruled(quant: Quant, rule: str) -> Quant:
+    """A quantization with powers of two rounded as a target's row wants them; itself where nothing is to be changed."""
+    stored = quant.scale.stored
+    if not rule or not _powers(stored) or quant.scale.origin == "given":
+        return quant
+    return replace(quant, scale=replace(quant.scale, stored=ScaleFormat(stored.format, cast(ScaleRule, rule))))
+
+
+def _powers(stored: ScaleFormat) -> bool:
+    return stored.format is not None and formats.get(stored.format).kind == "exponent"
 
 
 def told(recipe: Recipe) -> str:

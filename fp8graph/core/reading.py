@@ -155,7 +155,7 @@ class Reading:
 
     def format(self, node: ir.Node) -> str:
         """What a Q writes, or a DQ reads; empty where the model does not say."""
-        if node.op_type == "TRT_FP8DequantizeLinear":
+        if node.op_type in ("TRT_FP8DequantizeLinear", "TRT_MXFP8DequantizeLinear"):
             return "e4m3fn"
         if is_quantizer(node):
             return tensors.word(self._quantized(node, _STEPS))

@@ -14,8 +14,8 @@ from fp8graph.data.document import check_schema, malformed
 from fp8graph.formats.spec import FP32_SCALES, Granularity, ScaleFormat
 
 OpKey = str
-# The rule of scales that a weight came with.
-CAME = "model"
+# The rules of scales that a weight came with, and of a Q/DQ pair that an activation came with.
+CAME, PAIR = "model", "pair"
 Origin = Literal["computed", "observed", "given", "dynamic"]
 Do = Literal["quantize", "keep"]
 AdjustKind = Literal["channels", "split", "terms", "codes", "bias"]
@@ -47,7 +47,7 @@ class Scale:
               None until the plan is settled; given: came with the model or follows from the op (softmax); dynamic:
               computed in the graph.
     rule      how the number is found, such as `amax`; `amax*2` leaves twice the range as headroom; `model`: a weight
-              came as codes, and stays what it is.
+              came as codes, and stays what it is; `pair`: an activation came with Q/DQ, which stays.
     value     float32, > 0; None for `computed` and `dynamic`, and for weights that came as codes, whose scales the
               model holds. With `stored.outer` it is the scale above the others.
     stored    how scales are stored, where not as float32

@@ -28,6 +28,7 @@ class Qdq:
     pads      op types before which a Pad with zeros may lie
     scalars   op types whose one scale has to be of rank 0
     fp4       chips with FP4 products
+    mxfp8     chips with MXFP8 products; others only simulate them
     microsoft op types of com.microsoft that are imported; None: all
     refused   op types that are not imported
     """
@@ -39,6 +40,7 @@ class Qdq:
     pads: tuple[str, ...] = ("Conv",)
     scalars: tuple[str, ...] = ()
     fp4: tuple[str, ...] = ()
+    mxfp8: tuple[str, ...] = ()
     microsoft: tuple[str, ...] | None = None
     refused: tuple[Refused, ...] = ()
 
@@ -58,6 +60,7 @@ class Qdq:
             pads=tuple(table["pads"]),
             scalars=tuple(table["scalars"]),
             fp4=tuple(table["fp4"]),
+            mxfp8=tuple(table.get("mxfp8", ())),
             microsoft=tuple(table["microsoft"]),
             refused=tuple(_refused(item) for item in table.get("refused", ())),
         )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from fp8graph import formats
 from fp8graph.base.errors import UsageError
@@ -15,10 +15,11 @@ from fp8graph.base.names import did_you_mean
 from fp8graph.formats.spec import FP32_SCALES, ScaleFormat
 
 HighChoice = Literal["keep", "fp32", "fp16", "bf16"]
+Blocks = Literal["auto", "split", "channel"]
 _SCHEMA = "fp8graph.recipe/1"
 _TABLES = {
     "": {"schema", "name", "summary", "extends", "quantize", "high", "rules", "passes", "keep"},
-    "quantize": {"ops", "activations", "weights", "costly", "concat"},
+    "quantize": {"ops", "activations", "weights", "costly", "concat", "blocks"},
     "quantize.activations": {"format", "per", "scale", "block", "scale_format", "scale_rule", "outer"},
     "quantize.weights": {"format", "per", "scale", "block", "scale_format", "scale_rule", "outer"},
     "high": {"dtype"},
@@ -75,6 +76,8 @@ class Recipe:
     rules        plan rules in the order in which they are asked
     passes       rewriting passes in the order in which they run
     keep         pattern lines
+    blocks       what becomes of a weight that came with block scales, where the target runs none: `split`, a product
+                 for each block; `channel`, one scale per output channel; `auto` weighs what either loses and costs
     """
 
     name: str
@@ -88,6 +91,7 @@ class Recipe:
     passes: tuple[str, ...]
     keep: tuple[KeepLine, ...] = field(default=())
     concat: bool = False
+    blocks: Blocks = "auto"
 
     @property
     def formats(self) -> tuple[str, ...]:
@@ -106,6 +110,7 @@ class Recipe:
                 "ops": list(self.ops),
                 "costly": self.costly,
                 "concat": self.concat,
+                **({"blocks": self.blocks} if self.blocks != "auto" else {}),
                 "activations": self.activations.to_json(),
                 "weights": self.weights.to_json(),
             },
@@ -137,6 +142,7 @@ class Recipe:
                     KeepLine(_texts(line, "ops", where), _text(line, "why", where)) for line in table.get("keep", [])
                 ),
                 concat=_truth(quantize.get("concat", False), "concat", where),
+                blocks=_one_of(quantize.get("blocks", "auto"), get_args(Blocks), f"{where}: quantize.blocks"),
             )
         except KeyError as error:
             raise _wrong(f"the recipe lacks {error}", where) from error

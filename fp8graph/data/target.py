@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar, get_args
 from fp8graph.base.errors import InternalError, UsageError
 from fp8graph.base.names import did_you_mean
 from fp8graph.data.qdq import Qdq
+from fp8graph.formats.spec import ScaleRule
 
 _NO_QDQ = Qdq()
 Status = Literal["native", "costly", "emulated", "refused"]
@@ -47,6 +48,9 @@ class Row:
 
     `weights` is the coarsest granularity that a constant operand must have: `tensor` or `channel`, or `any`;
     `activations` likewise, `token` for one scale per row.
+    `rule` is how scales that are powers of two are rounded there, whatever the recipe says: `max` where operators of
+    the target round them up. `asked` says that the row is for those who ask for it (--fp8-everywhere, or the op by name
+    or type): all others it refuses.
     `chips` narrows the row to some chips. `source` is a document, or a probe with its version.
     """
 
@@ -59,6 +63,8 @@ class Row:
     chips: tuple[str, ...] = ()
     when: tuple[Bound, ...] = ()
     activations: Literal["any", "token"] = "any"
+    rule: ScaleRule | Literal[""] = ""
+    asked: bool = False
 
     @property
     def rank(self) -> int:
@@ -232,7 +238,8 @@ def _sourced(made: type[Sourced], item: dict[str, Any], lists: str) -> Sourced:
 
 
 def _row(item: dict[str, Any]) -> Row:
-    if item["status"] not in get_args(Status) or not item["source"] or not item["text"]:
+    said = item["status"] in get_args(Status) and item.get("rule", "") in ("", *get_args(ScaleRule))
+    if not said or not item["source"] or not item["text"]:
         raise ValueError(f"row {item}")
     return Row(
         ops=tuple(item["ops"]),
@@ -242,6 +249,8 @@ def _row(item: dict[str, Any]) -> Row:
         text=str(item["text"]),
         weights=item.get("weights", "any"),
         activations=item.get("activations", "any"),
+        rule=item.get("rule", ""),
+        asked=bool(item.get("asked", False)),
         chips=tuple(item.get("chips", ())),
         when=tuple(
             Bound(fact, bound.get("min"), bound.get("max"), bound.get("equals"))

@@ -46,6 +46,7 @@ _SAID: Mapping[str, Verdict] = {
     "high": "fell-back",
     "generated": "fell-back",
 }
+_NOT_SMALL = ("storage", "high", "generated")  # the product runs in high precision, whatever it reads
 _READ_THE_FILE = ("file", "inspector")
 _SHOWN = 12  # characters of a digest that a sentence shows
 
@@ -348,6 +349,8 @@ class _Court:
         )
 
     def _verdict(self, site: Site, planned: str, testimony: Testimony) -> Verdict:
+        if testimony.word in _NOT_SMALL and self._is_simulated(site):
+            return "emulated"
         if testimony.word == "storage":
             # A small weight is what was asked for only where nothing more was.
             return "storage" if planned in ("storage", HIGH) else "fell-back"
@@ -355,6 +358,12 @@ class _Court:
             return "folded"
         said = _SAID.get(testimony.word, "unknown")
         return HIGH if planned == HIGH and said == "fell-back" else said
+
+    def _is_simulated(self, site: Site) -> bool:
+        """Whether both operands are in MXFP8: where no kernel multiplies it, one rounds and another one multiplies."""
+        pair = operands(site, self.case.model, self.case.known)
+        kinds = {each.dequantize.op_type if each.dequantize is not None else "" for each in pair}
+        return kinds == {"TRT_MXFP8DequantizeLinear"}
 
     def _is_constant(self, site: Site) -> bool:
         return all(value is None or id(value) in self.case.known for value in site.node.inputs)

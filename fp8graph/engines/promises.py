@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from fp8graph.base.errors import UsageError
+from fp8graph.core.quants import planned_facts
 from fp8graph.data import target as targets
 from fp8graph.data.plan import Decision, Plan
 from fp8graph.data.target import Target
@@ -37,8 +38,10 @@ def planned_word(decision: Decision, target: Target | None = None) -> str:
     formats = [decision.inputs[slot].format for slot in (0, 1) if slot in decision.inputs]
     if len(formats) < 2:
         return "storage"
-    if target is not None and target.row(decision.op_type, formats[0], {}).status == "emulated":
-        return "emulated"
+    if target is not None:
+        row = target.row(decision.op_type, formats[0], planned_facts(decision.inputs))
+        if row.status == "emulated":
+            return "emulated"
     return family(formats[0])
 
 
@@ -68,7 +71,8 @@ def of_plan(plan: Plan, found: Sequence[Site]) -> list[Promise]:
         by_place.setdefault(site.place.scope + walk.first_output(site.node), []).append(site)
     promises, aim = [], _target(plan)
     for key, decision in plan.quantized():
-        sites = by_key.get(key) or by_key.get(key + "~")
+        # Parts first: what joins them has the op's own key.
+        sites = by_key.get(key + "~") or by_key.get(key)
         if not sites and decision.name:
             sites = by_name.get(decision.name)
         sites = sites or [site for site in by_place.get(key, []) if not walk.node_key(site.node)]

@@ -43,6 +43,7 @@ def forecasts(model: ir.Model, target: Target, facts: Facts) -> dict[int, str]:
     found: dict[int, str] = {}
     for node, said in forecast(model, target, facts).items():
         emulated = said.verdict == "fp8" and target.row(node.op_type, _FORMAT, {}).status == "emulated"
+        emulated = emulated or said.code == "FG332"  # MXFP8 where there are no kernels for it
         found[id(node)] = "emulated" if emulated else words.get(said.verdict, said.verdict)
     return found
 

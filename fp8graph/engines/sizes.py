@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 from collections.abc import Callable, Container, Mapping, Sequence
 
 import onnx_ir as ir
 
+from fp8graph.base.errors import InputError
 from fp8graph.data.plan import Shapes
 from fp8graph.engines.sites import constants, operand
 from fp8graph.graph import protos, walk
-from fp8graph.runners.expand import quantized_attention
+from fp8graph.runners.expand import quantized_attention, vendor_quantization
 
 _Shape = tuple[int, ...]
 
@@ -24,6 +26,8 @@ def op_sizes(model: ir.Model, shapes: Shapes) -> dict[str, tuple[int | None, int
     A body counts once, however often it runs; bodies of functions are not inferred.
     """
     model = quantized_attention.expand(model)
+    with contextlib.suppress(InputError):  # an opset that cannot be raised: sizes behind such operators are not known
+        model = vendor_quantization.expand(model)
     shape = _shapes_under(model, shapes)
     known = constants(model)
     sizes = {}

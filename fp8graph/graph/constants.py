@@ -80,6 +80,9 @@ def number(value: ir.Value | None, steps: int = _STEPS) -> Array | None:
         with np.errstate(all="ignore"):
             if node.op_type == "Cast":
                 return np.asarray(inputs[0]).astype(ir.DataType(node.attributes["to"].as_int()).numpy())
+            if node.op_type == "Transpose":
+                perm = node.attributes.get("perm")
+                return np.asarray(inputs[0]).transpose(None if perm is None else list(perm.as_ints()))
             simple = _SIMPLE.get(node.op_type)
             return simple(*inputs) if simple is not None else None
     except (TypeError, ValueError, KeyError, IndexError):

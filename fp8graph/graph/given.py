@@ -81,6 +81,38 @@ class _GivenTensor(ir.LazyTensor):
         self.given = given
 
 
+@dataclass(frozen=True)
+class Pair:
+    """The Q/DQ pair that an activation came with: one constant scale, no zero point but 0."""
+
+    format: str
+    scale: float
+
+
+def pair(value: ir.Value | None) -> Pair | None:
+    """The pair that a value comes from; None for any other value."""
+    dequantize = value.producer() if value is not None else None
+    codes = dequantize.inputs[0] if dequantize is not None and dequantize.inputs else None
+    quantize = codes.producer() if codes is not None else None
+    for node, op_type in ((dequantize, "DequantizeLinear"), (quantize, "QuantizeLinear")):
+        if node is None or node.op_type != op_type or node.domain not in ("", "ai.onnx") or len(node.inputs) < 2:
+            return None
+    assert dequantize is not None and quantize is not None and codes is not None
+    numbers = [_one(node.inputs[1]) for node in (quantize, dequantize)]
+    zeros = [node.inputs[2] for node in (quantize, dequantize) if len(node.inputs) > 2 and node.inputs[2] is not None]
+    nothing = all(tensors.is_constant(zero) and not tensors.read(zero).astype(np.float32).any() for zero in zeros)
+    if numbers[0] is None or numbers[0] != numbers[1] or not nothing or not tensors.word(codes.dtype):
+        return None
+    return Pair(tensors.word(codes.dtype), numbers[0])
+
+
+def _one(scale: ir.Value | None) -> float | None:
+    """The number of a constant scale that is one."""
+    if scale is None or scale.const_value is None or scale.is_graph_input() or scale.const_value.size != 1:
+        return None
+    return float(tensors.read(scale).astype(np.float32).reshape(()))
+
+
 def constant(given: Given, name: str, dtype: ir.DataType) -> ir.Value:
     """The weight as a constant that can be registered as an initializer."""
     tensor = _GivenTensor(given, name, dtype)

@@ -52,7 +52,8 @@ def target_page(target: Target, rows: Sequence[Row], *, op_type: str | None = No
         head = f"{', '.join(row.ops)} in {', '.join(row.formats)}{where}{when}"
         one = "; wants one scale for the whole weight" if row.weights == "tensor" else ""
         lines += ["", f"  {paint(styles[row.status], f'{row.status:<9}')}  {head}"]
-        lines += wrapped(row.text + one, first=" " * _SOURCE_INDENT)
+        asked = "; only where it is asked for: --fp8-everywhere, or by name or type" if row.asked else ""
+        lines += wrapped(row.text + one + asked, first=" " * _SOURCE_INDENT)
         lines += [paint("dim", line) for line in wrapped(f"source: {row.source}", first=" " * _SOURCE_INDENT)]
     if not rows:
         lines.append(f"  none: {target.name} refuses {op_type or 'everything'}")
@@ -90,6 +91,7 @@ def row_json(row: Row) -> dict[str, Any]:
             for bound in row.when
         },
         "weights": row.weights,
+        "asked": row.asked,
         "text": row.text,
         "source": row.source,
     }

@@ -26,7 +26,7 @@ from fp8graph.core.context import Context
 from fp8graph.core.passes import Approximate, Exactness, RewritePass, Stage
 from fp8graph.core.quants import contraction_axis
 from fp8graph.data.arrayref import ArrayRef
-from fp8graph.data.plan import Adjust, High, Quant
+from fp8graph.data.plan import PAIR, Adjust, High, Quant
 from fp8graph.graph import edit, given, tensors, walk
 from fp8graph.numerics import cast, sidecar
 from fp8graph.numerics.scale import StoredScales, channel_amax, store_scales
@@ -56,6 +56,8 @@ class InsertQDQ(RewritePass):
                 work.quantize(place, slot, quant, decision.high, found)
             work.rescale(place)
         edit.drop_unused_initializers(work.replaced)
+        for node in dict.fromkeys(work.reused):
+            edit.remove_unread(node)
         return work.changes
 
 
@@ -71,6 +73,7 @@ class _Insertion:
         self.factors: dict[ir.Value, ir.Value] = {}
         self.due: list[ir.Value] = []
         self.replaced: list[ir.Value] = []
+        self.reused: list[ir.Node] = []
         self.changes = 0
 
     def quantize(self, place: walk.Place, slot: int, quant: Quant, high: High, found: Adjust | None) -> None:
@@ -88,6 +91,8 @@ class _Insertion:
         done = self.outputs.get((seat, high))
         if done is None:
             constant = tensors.is_constant(value)
+            if quant.scale.rule == PAIR and given.pair(value) is not None:
+                self._reuse(value, seat)
             if constant and seat not in self.coded:
                 if quant.scale.of_weight and quant.scale.origin == "given":
                     self._keep(place, value, quant)
@@ -127,6 +132,15 @@ class _Insertion:
         node = self._dequantize((codes, scale), value, quant, high, place, slot)
         place.graph.insert_before(place.node, [node])
         return node.outputs[0]
+
+    def _reuse(self, value: ir.Value, seat: Seat) -> None:
+        """The codes and the scale of the pair that an activation came with."""
+        maker = value.producer()
+        assert maker is not None
+        codes, scale = maker.inputs[:2]
+        assert codes is not None and scale is not None
+        self.coded[seat] = codes, scale
+        self.reused.append(maker)
 
     def _keep(self, place: walk.Place, value: ir.Value, quant: Quant) -> None:
         """A weight that came as codes: these, under the scales that they came with."""

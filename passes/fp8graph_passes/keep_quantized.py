@@ -1,7 +1,7 @@
 """Keep what is quantized already: nothing is quantized twice, and scales that came with the model stay.
 
 What it does   Keeps a Conv, Gemm or MatMul of which an operand comes from a DequantizeLinear, directly or through data
-               movement.
+               movement. A weight that `lift-given-weights` took is none.
 Why            A second rounding on another grid adds noise and gains nothing; whoever placed the first pair chose it.
 Codes          FG230 kept: quantized already
 Exactness      plan only, no arithmetic changes
@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from fp8graph.core.context import Context, OpView
 from fp8graph.core.passes import Opinion, PlanRule
-from fp8graph.graph import walk
+from fp8graph.graph import given, walk
 
 _MOVES = frozenset(
     {"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Expand", "Slice", "Identity", "Cast", "MaxPool"}
@@ -32,6 +32,8 @@ class KeepQuantized(PlanRule):
         """Walks up from both operands."""
         if op.node.op_type not in _PRODUCTS:
             return None
+        if any(given.of(op.input(slot)) is not None for slot in (0, 1)):
+            return None  # its weight is to have other scales: the pair of its activation stays
         for slot in (0, 1):
             node = walk.origin(op.input(slot), _MOVES)
             if node is not None and node.op_type == "DequantizeLinear":

@@ -3,8 +3,9 @@
     DequantizeLinear(codes, scale) -> [Transpose] -> MatMul     becomes     MatMul with a weight
 
 What it does   A DequantizeLinear of stored codes in the recipe's format becomes a constant that knows its codes, where
-               all that reads it are products whose other operand is not quantized yet. Transposes in between go into
-               it. What the plan then keeps in high precision is put back (`restore-given-weights`).
+               all that reads it are products whose other operand is not quantized yet, or is, and the target cannot
+               run the blocks of the weight. Transposes in between go into it. What the plan then keeps in high
+               precision is put back (`restore-given-weights`).
 Why            A checkpoint in FP8 brings weights alone. Only with the activation quantized, too, is the product one in
                FP8; the plan honours the scales that came, and says where the target cannot.
 Limits         Not in functions, not with a zero point other than 0.
@@ -23,8 +24,9 @@ import onnx_ir as ir
 from fp8graph.core.context import Context
 from fp8graph.core.passes import Exact, Exactness, RewritePass, Stage
 from fp8graph.core.reading import ONNX, attribute, given
+from fp8graph.data.target import Fact, Target
 from fp8graph.graph import edit, tensors, walk
-from fp8graph.graph.given import Given, constant
+from fp8graph.graph.given import Given, constant, pair
 
 _PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
 _MOVES = frozenset(
@@ -46,7 +48,9 @@ class LiftGivenWeights(RewritePass):
         changed, stale = 0, list[ir.Value]()
         for place in list(walk.walk(model)):
             found = _stored(place.node, ctx.recipe.weights.format)
-            if found is None or not isinstance(place.graph, ir.Graph) or not _is_weight(place.node.outputs[0]):
+            if found is None or not isinstance(place.graph, ir.Graph):
+                continue
+            if not _is_weight(place.node.outputs[0], _Other(found, ctx.target)):
                 continue
             _lift(place.node, found, place.graph)
             stale += [found.codes, found.scale]
@@ -73,10 +77,27 @@ def _stored(node: ir.Node, wanted: str) -> Given | None:
     return Given(codes, scale, axis % rank, block, node.name or "")
 
 
-def _is_weight(value: ir.Value) -> bool:
-    """Whether all that reads a value is a product whose other operand is computed, and not quantized yet."""
+@dataclass(frozen=True)
+class _Other:
+    """What the other operand of a product has to be for its weight to be taken."""
+
+    found: Given
+    target: Target
+
+    def fits(self, node: ir.Node, value: ir.Value) -> bool:
+        """Not quantized yet; or behind one pair with one scale, where the target cannot run the weight's blocks."""
+        maker = walk.origin(value, _MOVES)
+        if maker is None or maker.op_type != "DequantizeLinear":
+            return True
+        asked: dict[str, Fact] = {"scales": "block", "activations": "static"}
+        coarser = self.target.row(node.op_type, self.found.format, asked).weights != "any"
+        return bool(self.found.block) and coarser and pair(value) is not None
+
+
+def _is_weight(value: ir.Value, other: _Other) -> bool:
+    """Whether all that reads a value is a product whose other operand is computed and fits."""
     uses = list(_uses(value))
-    return bool(uses) and all(_takes(node, slot) for node, slot in uses)
+    return bool(uses) and all(_takes(node, slot, other) for node, slot in uses)
 
 
 def _uses(value: ir.Value) -> Iterator[tuple[ir.Node | None, int]]:
@@ -94,14 +115,13 @@ def _turns(node: ir.Node) -> bool:
     return node.op_type == "Transpose" and node.domain in ONNX and "perm" in node.attributes
 
 
-def _takes(node: ir.Node | None, slot: int) -> bool:
+def _takes(node: ir.Node | None, slot: int, wanted: _Other) -> bool:
     if node is None or node.op_type not in _PRODUCTS or node.domain not in ONNX or slot > 1:
         return False
     other = given(node, 1 - slot)
     if (slot == 0 and node.op_type == "Conv") or other is None or tensors.is_constant(other):
         return False
-    maker = walk.origin(other, _MOVES)
-    return maker is None or maker.op_type != "DequantizeLinear"
+    return wanted.fits(node, other)
 
 
 def _lift(node: ir.Node, found: Given, graph: ir.Graph) -> None:

@@ -11,8 +11,9 @@ What it does   1. A Cast from float to FP8 that saturates becomes QuantizeLinear
                   quotient is rounded before it is encoded, and stays.
                4. A Clip there that cuts nothing but what saturation would goes.
                The opset is raised to 21, the first whose QuantizeLinear says its type by an attribute.
-               A list of scales is taken over for weights, along one axis. A scale that is computed, or one in blocks,
-               stays as the Mul it is: the model builds, but FP8 ends at the Mul.
+               A list of scales is taken over for weights, along one axis, and scales that are repeated over blocks of
+               an axis (torch's repeat_interleave) become blocks. A scale that is computed stays as the Mul it is
+               (`hoist-dynamic-scales` moves it behind a product).
 Why            torch exports its float8 as Div, Clip, Cast, Cast, Mul. TensorRT takes FP8 from QuantizeLinear alone, so
                that such a model is not built at all.
 Exactness      exact: the rounding to FP8 and the one of the product are all there is, before and after
@@ -21,6 +22,7 @@ Codes          FG235 left: what stays as it came, and why
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -75,7 +77,10 @@ class _Spelling:
         assert value is not None and value.dtype is not None
         of = value.dtype
         if to in tensors.PLAIN:
-            self.made.add(self._put(node, "DequantizeLinear", value, self._one(to), to))
+            codes = self._turned(value)
+            self.made.add(self._put(node, "DequantizeLinear", codes, self._one(to), to))
+            if codes is not value:
+                self._tidy(value)
             return 1
         source, clipped = _unclipped(value, float(formats.get(tensors.word(to)).max)), 1
         if source is None:
@@ -87,6 +92,20 @@ class _Spelling:
         self.made.add(self._put(node, "QuantizeLinear", source, self._one(of), to, output_dtype=int(to)))
         self._tidy(value)
         return 1 + clipped
+
+    def _turned(self, value: ir.Value) -> ir.Value:
+        """Codes behind a Transpose of stored ones as such: engines take codes in front of DequantizeLinear alone."""
+        node = value.producer()
+        source = given(node, 0) if node is not None else None
+        if node is None or node.op_type != "Transpose" or node.domain not in ONNX or not tensors.is_constant(source):
+            return value
+        assert source is not None and isinstance(node.graph, ir.Graph)
+        axes = range(len(source.shape or ()))
+        perm = node.attributes["perm"].as_ints() if "perm" in node.attributes else list(reversed(axes))
+        moved = tensors.moved(source, perm)
+        moved.name = self.names.fresh(f"{value.name}_codes")
+        self.known.add(id(moved))
+        return edit.register(node.graph, moved)
 
     def scale(self, place: walk.Place) -> int:
         """Cases 2 and 3: at a Mul behind a DQ, or at a Div in front of a Q, that `cast` has made."""
@@ -143,10 +162,23 @@ class _Spelling:
         axes = [axis for axis, size in enumerate(sizes) if size != 1]
         if not axes:
             return self._constant(f"{factor.name}_scalar", array.reshape(()), factor), {}
+        if len(axes) == 2 == len(shape) and sizes == shape and self._is_weight(of):
+            return self._blocks(array, factor)
         # Along the sum of a product no engine can apply scales of an activation: they stay in front of it.
         if len(axes) > 1 or shape[axes[0]] != sizes[axes[0]] or not self._is_weight(of):
             return None
         return self._constant(f"{factor.name}_list", array.reshape(-1), factor), {"axis": axes[0]}
+
+    def _blocks(self, array: tensors.Array, factor: ir.Value) -> tuple[ir.Value, dict[str, int]] | None:
+        """Scales of each element as blocks along the axis where equal ones are longest, the last of two such."""
+        axis = max((0, 1), key=lambda each: (_run(array, each), each))
+        size = _run(array, axis)
+        if size < 2:
+            return None
+        blocks = np.ascontiguousarray(array[(slice(None),) * axis + (slice(None, None, size),)])
+        if blocks.shape[axis] == 1:
+            return self._constant(f"{factor.name}_list", blocks.reshape(-1), factor), {"axis": 1 - axis}
+        return self._constant(f"{factor.name}_blocks", blocks, factor), {"axis": axis, "block_size": size}
 
     def _is_weight(self, value: ir.Value) -> bool:
         maker = value.producer()
@@ -198,6 +230,13 @@ class _Spelling:
             edit.remove([maker])
             for each in inputs:
                 self._tidy(each)
+
+
+def _run(array: tensors.Array, axis: int) -> int:
+    """The largest block along an axis in which all elements are equal; its length where all are."""
+    other = tuple(each for each in range(array.ndim) if each != axis)
+    changes = np.flatnonzero((np.diff(array, axis=axis) != 0).any(axis=other)) + 1
+    return math.gcd(*changes.tolist()) if changes.size else array.shape[axis]
 
 
 def _turns_fp8(node: ir.Node) -> bool:

@@ -87,7 +87,10 @@ def test_the_right_operand_of_attention_has_its_tokens_along_the_last_axis():
         ("fp8-dynamic-token", {"activations": "token", "scales": "channel", "block": 0}),
         ("fp8-weight-only", {"activations": "none", "scales": "channel", "block": 0}),
         ("fp8-block128", {"activations": "block", "scales": "block", "block": 128}),
-        ("mxfp4", {"activations": "block", "scales": "block", "block": 32}),
+        ("mxfp4", {"activations": "block", "scales": "block", "block": 32, "powers": True}),
+        ("mxfp8", {"activations": "block", "scales": "block", "block": 32, "powers": True}),
+        ("fp8-block128-ue8m0", {"activations": "block", "scales": "block", "block": 128}),
+        ("nvfp4", {"activations": "block", "scales": "block", "block": 16}),
     ],
 )
 def test_what_rows_may_ask_of_a_recipe(name, facts):

@@ -80,6 +80,8 @@ def test_a_key_that_is_missing_is_named(path):
         ("quantize.costly", "false"),  # a text would be true
         ("quantize.costly", 1),
         ("quantize.concat", "yes"),
+        ("quantize.blocks", "rows"),
+        ("quantize.blocks", 1),
         ("quantize.activations", []),
         ("quantize.activations.format", "e4m3"),
         ("quantize.activations.format", 1),

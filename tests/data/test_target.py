@@ -18,7 +18,7 @@ from tests.small import refused
 FACTS = {  # the closed list of `core/facts.py`
     "kernel_elements", "in_channels", "out_channels", "group", "channels_per_group", "depthwise", "vector",
     "packed_qkv", "attention", "keys", "queries", "guarded", "head_size", "high",
-    "activations", "scales", "block", "even",  # of `core/quants.py`: what the recipe asks for
+    "activations", "scales", "block", "powers", "even", "rank", "came",  # of `core/quants.py`: what the recipe asks for
 }  # fmt: skip
 every_target = pytest.mark.parametrize("name", target.names())
 

@@ -23,7 +23,13 @@ ASKED = {
         {"recipe": "nvfp4"},
         {"highs": ("fp16", "bf16"), "target": "tensorrt-rtx:sm120"},
     ),
+    "write-mxfp8-quantization": (
+        ["gemm", "if_captured", "loops"],
+        {"recipe": "mxfp8"},
+        {"highs": ("fp16", "bf16"), "target": "tensorrt:sm100"},
+    ),
     "hold-caches": (["kv_cache"], {"kv_cache": "fp8"}, {}),
+    "split-weight-blocks": (["block_weights"], {}, {"target": "tensorrt-rtx:sm89"}),
     "restore-given-weights": (["given_weights"], {"nodes_to_exclude": ("middle", "again", "product")}, {}),
     "write-quantized-attention": (
         ["long_attention"],

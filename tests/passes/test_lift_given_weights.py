@@ -87,6 +87,26 @@ def test_an_engine_runs_it_in_fp8_with_those_scales_or_the_plan_says_what_is_los
         assert done.plan.ops["y"].inputs[1].scale.origin == "given" and told == []
 
 
+PAIR = """q = QuantizeLinear <output_dtype = 17> (x, t) a = DequantizeLinear(q, t)
+    d = DequantizeLinear <axis = 0, block_size = 16> (w, s) y = MatMul(a, d)"""
+
+
+@needs_rtx
+@pytest.mark.parametrize("high", ["fp16", None])
+def test_a_pair_that_came_stays_where_the_blocks_beside_it_cannot_run(high, tmp_path):
+    proto = model(f"{HEAD} {BLOCKS[:-1]}, float t = {{0.01}}> {{ {PAIR} }}")
+    path, engine = tmp_path / "m.onnx", tmp_path / "m.engine"
+    done = optimized(proto, "tensorrt-rtx:sm89", high_precision_dtype=high, output=path)
+    inputs = done.plan.ops["y"].inputs
+    assert inputs[0].scale == Scale("given", "pair", float(np.float32(0.01)))
+    assert inputs[1].scale.origin == "computed"
+    kinds = [place.node.op_type for place in walk.walk(load(path).model)]
+    assert kinds.count("QuantizeLinear") == 1 and kinds.count("DequantizeLinear") == 2  # none is left over
+    fp8graph.build(path, output=engine, target="tensorrt-rtx:sm89")
+    assert fp8graph.attest(engine, model=path).verdicts["y"].verdict == "fp8"
+    assert optimized(proto, allow_unquantized=True).plan.ops["y"].why.code == "FG230"  # the reference runs blocks
+
+
 LEFT = {
     "another reader": "d = DequantizeLinear(w, s) y0 = MatMul(x, d) r = ReduceSum <keepdims = 0> (d) y = Add(y0, r)",
     "the activation is quantized": """q = QuantizeLinear <output_dtype = 17> (x, s) a = DequantizeLinear(q, s)

@@ -135,3 +135,46 @@ PLAIN = "({into} x) => ({out} y) {{ y = Cast <to = {to}> (x) }}"
 def test_it_stays_where(why, text, notes):
     done = run(StandardizeFp8Casts(), model(text))
     assert done.count == 0 and len(done.ctx.notes.items()) == notes
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "attributes"),
+    [
+        (1, 2, {"axis": 1, "block_size": 2}),
+        (2, 4, {"axis": 1, "block_size": 4}),
+        (2, 1, {"axis": 0, "block_size": 2}),
+        (2, 2, {"axis": 1, "block_size": 2}),
+        (1, 3, {"axis": 1, "block_size": 3}),
+        (1, 8, {"axis": 0}),
+    ],
+)
+def test_scales_repeated_over_blocks_become_blocks(rows, columns, attributes):
+    few = np.random.default_rng(0).random([-(-4 // rows), -(-8 // columns)]).astype(np.float32) + 0.1
+    full = few.repeat(rows, 0)[:4].repeat(columns, 1)[:, :8]
+    done = run(StandardizeFp8Casts(), model(WEIGHT.format(scale="4,8"), w_s=full))
+    node = done.node("mul")
+    assert node.op_type == "DequantizeLinear"
+    assert {name: item.value for name, item in node.attributes.items()} == attributes
+    assert done.same()
+
+
+def test_a_scale_for_each_element_stays_a_product():
+    full = np.random.default_rng(0).random([4, 8]).astype(np.float32) + 0.1
+    assert run(StandardizeFp8Casts(), model(WEIGHT.format(scale="4,8"), w_s=full)).kinds["Mul"] == 1
+
+
+@pytest.mark.parametrize("perm", ["<perm = [1, 0]>", ""])
+def test_codes_and_scales_behind_a_transpose_are_stored_turned(perm):
+    """torchao's weights: an engine takes codes in front of DequantizeLinear alone."""
+    text = f"""(float[2,8] x, float8e4m3fn[4,8] w, float[4,1] w_s) => (float[2,4] y) {{
+        t = Transpose {perm} (w)
+        t_s = Transpose <perm = [1, 0]> (w_s)
+        back = Cast <to = 1> (t)
+        mul = Mul(back, t_s)
+        y = MatMul(x, mul)
+    }}"""
+    scales = np.random.default_rng(0).random([4, 1]) + 0.1
+    done = run(StandardizeFp8Casts(), model(text, w_s=scales))
+    assert dict(done.kinds) == {"DequantizeLinear": 1, "MatMul": 1}
+    assert done.node("mul").attributes["axis"].as_int() == 1
+    assert done.same()

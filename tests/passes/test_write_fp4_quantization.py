@@ -58,6 +58,13 @@ def test_the_node_computes_what_it_replaces():
         np.testing.assert_array_equal(left, right)
 
 
+def test_activations_of_rank_4_are_kept_in_high_precision():
+    """TensorRT's operator takes matrices and stacks of them: the importer refuses others."""
+    text = product("2,3,6,32", "32,8", "MatMul(a, w)", "2,3,6,8")
+    decision = optimized(text, allow_unquantized=True).plan.ops["y"]
+    assert (decision.do, decision.why.code) == ("keep", "FG301") and "rank 2 and 3" in decision.why.text
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -210,7 +210,8 @@ CODES = (
         "The target computes the scales that the recipe asks for, or that a weight came with, wrongly or not in "
         "FP8, so that the plan has coarser ones.",
         "Numbers would be wrong, or the operator would fall back.",
-        "Nothing; compare the result with the original. --target reference keeps the recipe's scales.",
+        "Nothing; compare the result with the original. --target reference keeps the recipe's scales, and "
+        'quantize.blocks = "split" in a recipe those of a weight that came in blocks.',
     ),
     Code(
         "FG230",
