@@ -14,6 +14,7 @@ those that do forecast so. No GPU is used.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 import time
@@ -32,6 +33,8 @@ COLUMNS = (
     *("model", "chip", "planned", "attested", "forecast", "MACs native in FP8", "of all", "attention"),
     *("weights to fp16", "to forecast"),
 )
+_SAMPLES = Path(__file__).resolve().parents[1] / "samples" / "digits"
+DIGITS = tuple(f"{_SAMPLES / name}.onnx={_SAMPLES / 'calibration.npz'}" for name in ("vit", "cnn"))
 HEAD = (f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}")
 
 
@@ -157,13 +160,18 @@ def table(models: Sequence[str], chips: Sequence[str]) -> Iterator[str]:
 def main() -> int:
     """Reads the command line, prints the table; the status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", metavar="MODEL[=DATA]")
+    parser.add_argument("models", nargs="*", metavar="MODEL[=DATA]", help="default: the digits models")
     parser.add_argument("--chips", nargs="+", default=["sm89", "sm120"])
     parser.add_argument("-o", "--output", type=Path, help="write the table there, too")
+    parser.add_argument("--json", action="store_true", help="JSON lines")
     args = parser.parse_args()
     lines: list[str] = []
-    for line in table(args.models, args.chips):
-        print(line, flush=True)
+    for line in table(args.models or DIGITS, args.chips):
+        row = [cell.strip() for cell in line.strip("|").split("|")]
+        if not args.json:
+            print(line, flush=True)
+        elif line not in HEAD and len(row) == len(COLUMNS):
+            print(json.dumps(dict(zip(COLUMNS, row, strict=True))), flush=True)
         lines.append(line)
     if args.output is not None:
         args.output.write_text("\n".join(lines[:-1]) + "\n", encoding="utf-8")

@@ -104,15 +104,16 @@ def remove(nodes: Iterable[ir.Node]) -> None:
 
 
 def remove_unread(node: ir.Node) -> None:
-    """Removes a node that nobody reads, and upwards whatever nobody reads any more."""
+    """Removes a node that nobody reads, and upwards whatever nobody reads any more, initializers included."""
     waiting = [node]
     while waiting:
         dead = waiting.pop()
         if dead.graph is None or any(output.uses() or output.is_graph_output() for output in dead.outputs):
             continue
-        above = [value.producer() for value in dead.inputs if value is not None]
+        above = [value for value in dead.inputs if value is not None]
         remove([dead])
-        waiting.extend(one for one in above if one is not None)
+        drop_unused_initializers(above)
+        waiting.extend(one for value in above if (one := value.producer()) is not None)
 
 
 def drop_unused_initializers(candidates: Iterable[ir.Value]) -> None:

@@ -65,15 +65,7 @@ class Dynamic:
         assert not more and value.shape is not None
         wide = self._cast(value, _FLOAT)
         axis %= rank
-        length = int(str(value.shape[axis]))
-        missing = -length % size
-        absolute = self.add("Abs", wide)
-        if missing:  # the last block is the rest: zeros do not raise its largest value
-            ends = [0] * rank + [missing if i == axis else 0 for i in range(rank)]
-            absolute = self.add("Pad", absolute, self._integers(ends))
-        # 0 takes a length over from the same place, which those behind the axis have left: one of them may be open.
-        behind = [-1] if rank - axis == 2 else [int(str(n)) for n in value.shape[axis + 1 :]]
-        cut = self.add("Reshape", absolute, self._integers([0] * axis + [(length + missing) // size, size, *behind]))
+        cut = self._cut(self.add("Abs", wide), value.shape, axis, size)
         peak = self.add("ReduceMax", cut, self._integers([axis + 1]), keepdims=0)
         scale = self._stored(peak, form, quant)
         how: dict[str, Any] = {"axis": axis, "block_size": size}
@@ -84,6 +76,32 @@ class Dynamic:
         if scale.dtype != _FLOAT:
             how["output_dtype"] = int(_FLOAT)  # else it would be that of the scales
         return self._cast(self.add("DequantizeLinear", codes, scale, shape=value.shape, **how), dtype)
+
+    def _cut(self, absolute: ir.Value, shape: ir.Shape, axis: int, size: int) -> ir.Value:
+        """Absolute values, their axis cut into blocks: the last is the rest, whose largest value zeros do not raise."""
+        rank, length = len(shape), shape[axis]
+        if not isinstance(length, int):
+            return self._cut_open(absolute, rank, axis, size)
+        missing = -length % size
+        if missing:
+            ends = [0] * rank + [missing if i == axis else 0 for i in range(rank)]
+            absolute = self.add("Pad", absolute, self._integers(ends))
+        # 0 takes a length over from the same place, which those behind the axis have left: one of them may be open.
+        behind = [-1] if rank - axis == 2 else [int(str(n)) for n in shape[axis + 1 :]]
+        return self.add("Reshape", absolute, self._integers([0] * axis + [(length + missing) // size, size, *behind]))
+
+    def _cut_open(self, absolute: ir.Value, rank: int, axis: int, size: int) -> ir.Value:
+        """The same for an axis whose length the graph finds."""
+        whole = ir.DataType.INT64
+        length = self.add("Shape", absolute, of=whole, start=axis, end=axis + 1)
+        missing = self.add("Mod", self.add("Neg", length, of=whole), self._integers([size]), of=whole)
+        before, after = self._integers([0] * (rank + axis)), self._integers([0] * (rank - axis - 1))
+        ends = self.add("Concat", before, missing, after, of=whole, axis=0)
+        filled = self.add("Pad", absolute, ends)
+        heads = self.add("Shape", absolute, of=whole, start=0, end=axis)
+        tails = self.add("Shape", absolute, of=whole, start=axis + 1, end=rank)
+        lengths = self.add("Concat", heads, self._integers([-1, size]), tails, of=whole, axis=0)
+        return self.add("Reshape", filled, lengths)
 
     def _stored(self, peak: ir.Value, form: Format, quant: Quant) -> ir.Value:
         """The scales of blocks, as they are stored."""

@@ -352,3 +352,21 @@ def test_a_scale_found_in_the_graph_fits_every_size_of_input(text, name, high):
         given = feeds(proto, 1, scale=size)[0]
         old, new = (reference(load(item).model).run(given)["y"].astype(np.float64) for item in (proto, done.model))
         assert 10 * np.log10((old**2).sum() / ((old - new) ** 2).sum()) > 25
+
+
+@pytest.mark.parametrize("name", ["fp8-block128", "mxfp8", "nvfp4"])
+def test_blocks_are_cut_along_an_axis_of_open_length_too(name):
+    """Attention over an open sequence: at every length, the numbers of the model with that length written down."""
+    text = "(float[2,5,L] x, float[2,L,7] z) => (float[2,5,7] y) { p = Softmax(x) y = MatMul (p, z) }"
+    lengths = (1, 31, 33, 160)
+    data = [feeds(model(text.replace("L", str(length))), 1, seed=length)[0] for length in lengths]
+    done = fp8graph.optimize(model(text), recipe=name, target="reference", data=data)
+    assert done.plan.ops["y"].do == "quantize"
+    for length, feed in zip(lengths, data, strict=True):
+        proto = model(text.replace("L", str(length)))
+        closed = fp8graph.optimize(proto, recipe=name, target="reference", data=[feed])
+        left, right = (outputs(load(one.model).model, feed)["y"] for one in (done, closed))
+        if name == "nvfp4":  # the scale above the others is that of all data
+            np.testing.assert_allclose(left, right, atol=0.5)
+        else:
+            np.testing.assert_array_equal(left, right)
