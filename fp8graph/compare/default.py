@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 
@@ -14,7 +13,7 @@ from fp8graph.base.errors import BackendError
 from fp8graph.compare.outputs import compare_outputs
 from fp8graph.data.comparison import Comparison, DefaultSession
 from fp8graph.graph import walk
-from fp8graph.runners.base import Runner
+from fp8graph.runners.base import Feeds, Outputs, Runner
 from fp8graph.runners.coded import around
 from fp8graph.runners.onnxruntime import OnnxRuntime
 
@@ -24,19 +23,36 @@ OPTIONS = {"session.disable_quant_qdq": "1", "disabled_optimizers": "ReluQuantRe
 _LOSS_DB = 3.0
 
 
+class Kept:
+    """What a runner gives for a few feeds, so that it can be let go: two models in memory are enough."""
+
+    def __init__(self, runner: Runner, feeds: Sequence[Feeds]) -> None:
+        self.outputs = list(runner.outputs)
+        self.feeds = feeds  # held, so that no other feed takes over an identity
+        self._results = {id(feed): runner.run(feed) for feed in feeds}
+
+    def run(self, feeds: Feeds) -> Outputs:
+        """The outputs for one of the very feeds that were run."""
+        return self._results[id(feeds)]
+
+
+def first(feeds: Iterable[Feeds]) -> list[Feeds]:
+    """The samples that the default session is tried on."""
+    return list(itertools.islice(feeds, 2))
+
+
 def try_default(
-    model: ir.Model, path: Path | None, before: Runner, after: Runner, feeds: Any, libraries: Sequence[str] = ()
+    model: ir.Model, path: Path | None, before: Kept, after: Kept, libraries: Sequence[str] = ()
 ) -> DefaultSession:
     """Loads the result with default settings, runs two samples, and holds its error against that of the reference.
 
-    before, after   the original and the result in the exact reference
+    before, after   what the original and the result give in the exact reference for the samples
     """
     if any(value.dtype == ir.DataType.BFLOAT16 for _, graph in walk.graphs(model) for value in walk.values(graph)):
         return DefaultSession(False, "ONNX Runtime's CPU provider has no bf16 kernels", {})
     try:
         plain = around(OnnxRuntime(path if path is not None else model, exact=False, libraries=libraries), model)
-        some = list(itertools.islice(feeds, 2))
-        exact, found = compare_outputs(before, after, some), compare_outputs(before, plain, some)
+        exact, found = compare_outputs(before, after, before.feeds), compare_outputs(before, plain, before.feeds)
     except BackendError as error:
         return DefaultSession(False, error.why, OPTIONS if _cured(path, libraries) else {})
     if len(found.problems) > len(exact.problems):

@@ -66,6 +66,10 @@ def make_plan(
     )
 
 
+# Between a DequantizeLinear and the op that computes with what it yields.
+_MOVES = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast"})
+
+
 class _Planner:
     def __init__(
         self, normalized: Normalized, rules: list[PlanRule], ctx: Context, options: Options, facts: Facts
@@ -98,6 +102,7 @@ class _Planner:
         vote = self._vote(op)
         kept = Decision(op.type, op.name, "keep", Reason(vote.opinion.code, vote.by, vote.opinion.text), high)
         if vote.opinion.do == "keep":
+            self._told_in_vain(op, vote)
             return kept
         impossible = self._impossible(op)
         if impossible is not None:
@@ -124,6 +129,14 @@ class _Planner:
         told = row.weights != "any" or row.rule or row.status == "emulated"
         text = vote.opinion.text + (f"; {cut.text if cut is not None else row.text}" if told else "")
         return replace(kept, do="quantize", why=Reason(vote.opinion.code, vote.by, text), inputs=inputs)
+
+    def _told_in_vain(self, op: OpView, vote: _Vote) -> None:
+        """Says where an op that was excluded came quantized: its Q/DQ stays, and with it FP8."""
+        makers = [walk.origin(op.input(slot), _MOVES) for slot in (0, 1)] if op.node.op_type in COMPUTE else []
+        if vote.opinion.code == "FG203" and makers and all(m and m.op_type == "DequantizeLinear" for m in makers):
+            text = f"{vote.opinion.text}, but it came with Q/DQ, which stays: engines run it as it came"
+            do = "take its Q/DQ out of the model, or start from the unquantized one"
+            self.ctx.note("FG230", op.key, text, severity="warning", do=do)
 
     def _asks(self, op: OpView, vote: _Vote) -> bool:
         """Whether somebody asks for what a target runs only where it is asked for."""

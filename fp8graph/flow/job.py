@@ -15,7 +15,7 @@ from fp8graph.base.files import WrittenFile, check_writable, describe, same_file
 from fp8graph.base.progress import SILENT, stage
 from fp8graph.calibrate.collect import collect, profiles, profiles_of
 from fp8graph.calibrate.samples import Samples, files_of, is_random
-from fp8graph.compare.default import try_default
+from fp8graph.compare.default import Kept, first, try_default
 from fp8graph.compare.outputs import compare_outputs
 from fp8graph.core import registry, repairing, stages
 from fp8graph.core.context import Context
@@ -413,8 +413,11 @@ class Job:
             before = reference(self.source.path or original.model, *how)
             after = reference(file if file is not None else legal.model, *how)
             result = compare_outputs(before, after, self.feeds, count=self.feeds.count, progress=self.progress)
+            some = first(self.feeds)
+            kept = Kept(before, some), Kept(after, some)
+            del before, after
         with self.clock("default session"):
-            self.default = try_default(legal.model, file, before, after, self.feeds, self.reading.libraries)
+            self.default = try_default(legal.model, file, *kept, self.reading.libraries)
         for problem in result.problems:
             self.ctx.note("FG401", "", problem, severity="warning")
         return result

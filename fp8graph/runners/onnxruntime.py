@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fp8graph.base.errors import BackendError, InputError
-from fp8graph.graph import tensors
+from fp8graph.graph import tensors, walk
 from fp8graph.graph.protos import infer_types
 from fp8graph.graph.save import to_proto, weight_bytes
 from fp8graph.runners.base import Feeds, Outputs
@@ -24,6 +24,9 @@ from fp8graph.runners.expand import bfloat16, everything, small_floats, vendor_q
 from fp8graph.runners.providers import check_used, resolved
 
 _DISABLED = ["ReluQuantRewrite"]
+# Behind Casts, as when half precision is computed as rounded fp32, these end the process in NchwcTransformer (measured:
+# a bidirectional LSTM, 1.31.1 and 1.32.0), which is there for convolutions.
+_CELLS = ("LSTM", "GRU", "RNN")
 # Above this a model goes to the session as files: a protobuf ends at 2 GiB, and its copies cost memory before that.
 _IN_MEMORY = 256_000_000
 _TYPES = {
@@ -76,6 +79,9 @@ class OnnxRuntime:
         if exact:
             options.add_session_config_entry("session.disable_quant_qdq", "1")
             disabled = _DISABLED
+        else:
+            # Else every weight is dequantized before the first product runs (1.32: all of the model at once in fp32).
+            options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
         if not fuse:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
             # A packed weight takes another kernel, which adds up in another order.
@@ -83,6 +89,8 @@ class OnnxRuntime:
 
         _register(options, libraries)
 
+        if not isinstance(model, Path) and any(place.node.op_type in _CELLS for place in walk.walk(model)):
+            disabled = [*disabled, "NchwcTransformer"]
         expanded = model if isinstance(model, Path) else (everything.numbers if exact else bfloat16.expand)(model)
 
         def session(given: str | bytes) -> Any:

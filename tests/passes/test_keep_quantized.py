@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+import fp8graph
 from fp8graph.testing import planned
 from fp8graph_passes.keep_quantized import KeepQuantized
 from tests.passes.doing import opinions
@@ -53,3 +54,14 @@ def test_about_others_it_has_no_opinion(body):
 def test_it_is_asked_even_where_fp8_is_wanted_everywhere():
     plan = planned(small(OPS["the activation"]), fp8_everywhere=True).ctx.plan
     assert plan is not None and plan.ops["y"].why.code == "FG230"
+
+
+def test_who_excludes_what_came_quantized_is_told_that_it_stays():
+    text = """(float[8,8] x, float8e4m3fn[8,8] w, float[8,8] w_b) => (float[8,8] y) <float s = {0.5}> {
+        q = QuantizeLinear <output_dtype = 17> (x, s) d = DequantizeLinear(q, s)
+        v = DequantizeLinear(w, s) h = MatMul(d, v) y = MatMul(h, w_b) }"""
+    done = fp8graph.optimize(model(text), plan_only=True, nodes_to_exclude=["h"])
+    (told,) = [item for item in done.findings if item.code == "FG230"]
+    assert (told.op, told.severity) == ("h", "warning") and "which stays" in told.text
+    again = fp8graph.optimize(model(text), plan_only=True, nodes_to_exclude=["y"])
+    assert not [item for item in again.findings if item.code == "FG230"]

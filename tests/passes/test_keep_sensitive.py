@@ -69,3 +69,18 @@ def test_it_is_asked_even_where_fp8_is_wanted_everywhere():
     text = "(float[2,3,6,6] x, float[3,8,3,3] w) => (float[2,8,8,8] y) { y = ConvTranspose(x, w) }"
     plan = planned(model(text), fp8_everywhere=True).ctx.plan
     assert plan is not None and plan.ops["y"].why.code == "FG206"
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("(float[2,16,1] x, float[1,1,5] p) => (float[2,16,5] y) { y = MatMul(x, p) }", True),
+        ("(float[16,1] x, float[1,5] w) => (float[16,5] y) { y = MatMul(x, w) }", True),
+        ("(float[1,16] x, float[1,5] w) => (float[16,5] y) { y = Gemm <transA = 1> (x, w) }", True),
+        ("(float[16,2] x, float[2,5] w) => (float[16,5] y) { y = MatMul(x, w) }", False),
+        ("(float[1,16] x, float[16,5] w) => (float[1,5] y) { y = MatMul(x, w) }", False),
+    ],
+    ids=["angles of rotary positions", "a weight", "transposed", "two elements", "one row"],
+)
+def test_a_product_over_one_element_is_kept(text, kept):
+    assert opinions(KeepSensitive(), model(text)) == ({"y": KEPT} if kept else {})
