@@ -20,7 +20,7 @@ from fp8graph.core.sharing import share_concat
 from fp8graph.data import recipe as recipes
 from fp8graph.data.plan import CAME, PAIR, Cache, Decision, High, Plan, Quant, Reason, Scale, Shapes
 from fp8graph.data.recipe import Recipe
-from fp8graph.data.target import Fact, Row
+from fp8graph.data.target import Fact, Row, Target
 from fp8graph.formats.spec import FP32_SCALES, PerTensor
 from fp8graph.graph import given, tensors, walk
 from fp8graph.graph.stages import Normalized
@@ -357,19 +357,23 @@ class _Planner:
         if not rows or any(self._open(row) for row in rows.values()):
             return
         wish = "; or --fp8-everywhere, to have it all the same" if any(row.asked for row in rows.values()) else ""
-        able = [name for name in recipes.names() if self._runs(recipes.load(name))]
+        able = [name for name in recipes.names() if self._runs(recipes.load(name), self.target)]
+        chips = [chip for chip in self.target.all_chips if self._runs(self.recipe, replace(self.target, chips=(chip,)))]
+        wish += f"; or --target {self.target.name}:{chips[0]}, which runs this one" if chips else ""
+        held = {op.op_type for op in ops.values()}
+        told = [row for op, row in rows.items() if op in held] or list(rows.values())
         raise UsageError(
             f"target '{self.target.name}' runs nothing of what recipe '{self.recipe.name}' asks for",
             where=f"--recipe {self.recipe.name}, --target {self.target.asked or self.target.name}",
-            why=next((row for row in rows.values() if row.asked), next(iter(rows.values()))).text,
+            why=next((row for row in told if row.asked), told[0]).text,
             do=f"choose --recipe {', '.join(able)}; or --target reference, which runs every recipe{wish}",
             code="FG341",
         )
 
-    def _runs(self, recipe: Recipe) -> bool:
-        """Whether the target runs some op as a recipe asks."""
+    def _runs(self, recipe: Recipe, target: Target) -> bool:
+        """Whether a target runs some op as a recipe asks."""
         asked, wanted = quants.policy_facts(recipe), self._asked_formats(recipe)
-        return any(self._open(self.target.worst(op, wanted, asked)[1]) for op in recipe.ops)
+        return any(self._open(target.worst(op, wanted, asked)[1]) for op in recipe.ops)
 
     def _open(self, row: Row) -> bool:
         """Whether a row lets an op through that nobody names."""
