@@ -17,7 +17,7 @@ from typing import ClassVar
 from fp8graph.core.context import Context, OpView
 from fp8graph.core.passes import Opinion, PlanRule
 from fp8graph.core.quants import contraction_axis
-from fp8graph.graph.tensors import is_constant
+from fp8graph.graph import tensors
 
 _KINDS = {
     "norm": "BatchNormalization InstanceNormalization LayerNormalization GroupNormalization RMSNormalization LRN "
@@ -50,7 +50,7 @@ class KeepSensitive(PlanRule):
     def decide(self, op: OpView, ctx: Context) -> Opinion | None:
         """By op type; a Gather from a constant table is an embedding, a product over one element an outer one."""
         kind = _BY_TYPE.get(op.node.op_type)
-        if op.node.op_type == "Gather" and is_constant(op.input(0)) and len(op.input_dims(0) or ()) > 1:
+        if op.node.op_type == "Gather" and tensors.is_constant(op.input(0)) and len(op.input_dims(0) or ()) > 1:
             kind = "embedding"
         if op.node.op_type in ("MatMul", "Gemm") and _is_outer(op):
             kind = "outer product"
@@ -58,5 +58,6 @@ class KeepSensitive(PlanRule):
 
 
 def _is_outer(op: OpView) -> bool:
-    dims = op.input_dims(0)
+    """Whether one element is summed over, at every size that the model allows: an open length may be one, too."""
+    dims = tensors.dims(op.input(0))
     return dims is not None and len(dims) > 1 and dims[contraction_axis(op.node, 0, len(dims))] == 1

@@ -79,8 +79,9 @@ def test_it_is_asked_even_where_fp8_is_wanted_everywhere():
         ("(float[1,16] x, float[1,5] w) => (float[16,5] y) { y = Gemm <transA = 1> (x, w) }", True),
         ("(float[16,2] x, float[2,5] w) => (float[16,5] y) { y = MatMul(x, w) }", False),
         ("(float[1,16] x, float[16,5] w) => (float[1,5] y) { y = MatMul(x, w) }", False),
+        ("(float[2,5,L] x, float[2,L,7] z) => (float[2,5,7] y) { y = MatMul(x, z) }", False),
     ],
-    ids=["angles of rotary positions", "a weight", "transposed", "two elements", "one row"],
+    ids=["angles of rotary positions", "a weight", "transposed", "two elements", "one row", "an open length"],
 )
 def test_a_product_over_one_element_is_kept(text, kept):
     assert opinions(KeepSensitive(), model(text)) == ({"y": KEPT} if kept else {})
