@@ -66,10 +66,6 @@ def make_plan(
     )
 
 
-# Between a DequantizeLinear and the op that computes with what it yields.
-_MOVES = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast"})
-
-
 class _Planner:
     def __init__(
         self, normalized: Normalized, rules: list[PlanRule], ctx: Context, options: Options, facts: Facts
@@ -132,8 +128,9 @@ class _Planner:
 
     def _told_in_vain(self, op: OpView, vote: _Vote) -> None:
         """Says where an op that was excluded came quantized: its Q/DQ stays, and with it FP8."""
-        makers = [walk.origin(op.input(slot), _MOVES) for slot in (0, 1)] if op.node.op_type in COMPUTE else []
-        if vote.opinion.code == "FG203" and makers and all(m and m.op_type == "DequantizeLinear" for m in makers):
+        if vote.opinion.code != "FG203" or op.node.op_type not in COMPUTE:
+            return
+        if all(given.dequantizer(op.input(slot)) is not None for slot in (0, 1)):
             text = f"{vote.opinion.text}, but it came with Q/DQ, which stays: engines run it as it came"
             do = "take its Q/DQ out of the model, or start from the unquantized one"
             self.ctx.note("FG230", op.key, text, severity="warning", do=do)

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fp8graph.formats.spec import Granularity, PerAxis, PerBlock, PerTensor
-from fp8graph.graph import edit, tensors
+from fp8graph.graph import edit, tensors, walk
 from fp8graph.numerics.blocks import expand
 
 
@@ -87,6 +87,18 @@ class Pair:
 
     format: str
     scale: float
+
+
+# Between a DequantizeLinear and what computes with the values that it yields.
+_MOVES = frozenset(
+    {"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Expand", "Slice", "Identity", "Cast", "MaxPool"}
+)
+
+
+def dequantizer(value: ir.Value | None) -> ir.Node | None:
+    """The DequantizeLinear that a value comes from, directly or through data movement; None for any other value."""
+    node = walk.origin(value, _MOVES)
+    return node if node is not None and node.op_type == "DequantizeLinear" else None
 
 
 def pair(value: ir.Value | None) -> Pair | None:

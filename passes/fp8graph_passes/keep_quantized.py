@@ -14,11 +14,8 @@ from typing import ClassVar
 
 from fp8graph.core.context import Context, OpView
 from fp8graph.core.passes import Opinion, PlanRule
-from fp8graph.graph import given, walk
+from fp8graph.graph import given
 
-_MOVES = frozenset(
-    {"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Expand", "Slice", "Identity", "Cast", "MaxPool"}
-)
 _PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
@@ -35,8 +32,8 @@ class KeepQuantized(PlanRule):
         if any(given.of(op.input(slot)) is not None for slot in (0, 1)):
             return None  # its weight is to have other scales: the pair of its activation stays
         for slot in (0, 1):
-            node = walk.origin(op.input(slot), _MOVES)
-            if node is not None and node.op_type == "DequantizeLinear":
+            node = given.dequantizer(op.input(slot))
+            if node is not None:
                 codes = node.inputs[0]
                 kind = codes.dtype.name.lower() if codes is not None and codes.dtype is not None else "codes"
                 return Opinion("keep", "FG230", f"operand {slot} is quantized already ({kind}): its scale is kept")

@@ -26,12 +26,9 @@ from fp8graph.core.passes import Exact, Exactness, RewritePass, Stage
 from fp8graph.core.reading import ONNX, attribute, given
 from fp8graph.data.target import Fact, Target
 from fp8graph.graph import edit, tensors, walk
-from fp8graph.graph.given import Given, constant, pair
+from fp8graph.graph.given import Given, constant, dequantizer, pair
 
 _PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
-_MOVES = frozenset(
-    {"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Expand", "Slice", "Identity", "Cast", "MaxPool"}
-)
 
 
 @dataclass(frozen=True)
@@ -86,8 +83,7 @@ class _Other:
 
     def fits(self, node: ir.Node, value: ir.Value) -> bool:
         """Not quantized yet; or behind one pair with one scale, where the target cannot run the weight's blocks."""
-        maker = walk.origin(value, _MOVES)
-        if maker is None or maker.op_type != "DequantizeLinear":
+        if dequantizer(value) is None:
             return True
         asked: dict[str, Fact] = {"scales": "block", "activations": "static"}
         coarser = self.target.row(node.op_type, self.found.format, asked).weights != "any"

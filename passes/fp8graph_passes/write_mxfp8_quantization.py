@@ -105,7 +105,6 @@ def _finders(scale: ir.Value, value: ir.Value) -> list[ir.Node]:
 def _write(node: ir.Node, names: edit.Names) -> None:
     graph, codes, value, scale = node.graph, node.outputs[0], node.inputs[0], node.inputs[1]
     assert graph is not None and codes.name and value is not None and scale is not None
-    finders = _finders(scale, value)
     widened = value.producer()
     if widened is not None and widened.op_type == "Cast" and widened.inputs[0] is not None:
         value = widened.inputs[0] if widened.inputs[0].dtype in tensors.HALF else value
@@ -125,11 +124,9 @@ def _write(node: ir.Node, names: edit.Names) -> None:
     scales.name = names.fresh(f"{codes.name}_scales")
     scales.type, scales.shape = ir.TensorType(_POWERS), scale.shape
     graph.insert_before(node, [made])
-    constants = [item for finder in finders for item in finder.inputs[1:] if item is not None]
     for user, _ in list(codes.uses()):
         _dequantize(user, made.outputs, -1)
     edit.remove_unread(node)
-    edit.drop_unused_initializers(constants)
 
 
 def _store(product: ir.Node, names: edit.Names) -> int:

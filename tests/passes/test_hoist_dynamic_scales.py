@@ -61,7 +61,9 @@ def test_an_engine_computes_the_product_in_fp8(case, tmp_path):
         allow_unquantized=True,
     )  # fmt: skip
     # A value on its way through fp16 may fall to the next code.
-    assert done.comparison is not None and (done.comparison.outputs["y"].sqnr_db or 99) > 30
+    assert done.comparison is not None
+    left = done.comparison.outputs["y"].sqnr_db
+    assert left is None or left > 30
     fp8graph.build(out, output=engine, target="tensorrt-rtx:sm89")
     found = fp8graph.attest(engine, model=out)
     assert [op.verdict for op in (*found.verdicts.values(), *found.others.values())] == ["fp8"]
