@@ -46,8 +46,10 @@ class Scale:
     origin    computed: derived from the weight anew at each rewriting; observed: from calibration data, `value` is
               None until the plan is settled; given: came with the model or follows from the op (softmax); dynamic:
               computed in the graph.
-    rule      how the number is found, such as `amax`; `amax*2` leaves twice the range as headroom; `model`: a weight
-              came as codes, and stays what it is; `pair`: an activation came with Q/DQ, which stays.
+    rule      how the number is found (`data.method`), such as `amax`; `amax*2` leaves twice the range as headroom; of
+              a weight that is computed `amax` or `mse`; `model`: a weight came as codes, and stays what it is
+              (computed: came in another format, and keeps its scales times a power of two); `pair`: an activation came
+              with Q/DQ, which stays.
     value     float32, > 0; None for `computed` and `dynamic`, and for weights that came as codes, whose scales the
               model holds. With `stored.outer` it is the scale above the others.
     stored    how scales are stored, where not as float32

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -12,16 +12,24 @@ from typing import Any, Literal, get_args
 from fp8graph import formats
 from fp8graph.base.errors import UsageError
 from fp8graph.base.names import did_you_mean
+from fp8graph.data.method import SPELLINGS, parse
 from fp8graph.formats.spec import FP32_SCALES, ScaleFormat
 
 HighChoice = Literal["keep", "fp32", "fp16", "bf16"]
 Blocks = Literal["auto", "split", "channel"]
+GivenScales = Literal["keep", "recalibrate"]
 _SCHEMA = "fp8graph.recipe/1"
+_POLICY = {"format", "per", "scale", "block", "scale_format", "scale_rule", "outer"}
+# Those that say more about what `per` says: another `per` drops them.
+_OF_PER = ("block", "scale_format", "scale_rule", "outer")
 _TABLES = {
-    "": {"schema", "name", "summary", "extends", "quantize", "high", "rules", "passes", "keep"},
-    "quantize": {"ops", "activations", "weights", "costly", "concat", "blocks"},
-    "quantize.activations": {"format", "per", "scale", "block", "scale_format", "scale_rule", "outer"},
-    "quantize.weights": {"format", "per", "scale", "block", "scale_format", "scale_rule", "outer"},
+    "": {"schema", "name", "summary", "extends", "quantize", "high", "rules", "passes", "repairs", "keep"},
+    "quantize": {"ops", "activations", "weights", "costly", "concat", "blocks", "given", "for"},
+    "quantize.activations": _POLICY,
+    "quantize.weights": _POLICY,
+    "quantize.for": {"ops", "format", "activations", "weights", "why"},
+    "quantize.for.activations": _POLICY,
+    "quantize.for.weights": _POLICY,
     "high": {"dtype"},
     "keep": {"ops", "why"},
 }
@@ -33,7 +41,8 @@ class TensorPolicy:
 
     format  name of a format; `none` for activations that stay as they are
     per     `tensor`; `channel` (weights: each output channel), `token` (activations: each row), `block`
-    scale   `amax`: the largest value seen, or of the weight; `dynamic`: that of each run, found in the graph
+    scale   how it is found (`data.method`): `amax` from the largest value seen, or of the weight; `mse` with the least
+            error; for activations `percentile:99.9`, `entropy`, `pow2`, and `dynamic`: that of each run, in the graph
     block   sizes of a block: one along the axis that products sum over, or two: along the other axis and along it
     stored  how scales are stored: TOML keys `scale_format`, `scale_rule` and `outer`
 
@@ -66,6 +75,24 @@ class KeepLine:
 
 
 @dataclass(frozen=True)
+class ForLine:
+    """Patterns of ops that are quantized in another way than the recipe's, and why, where somebody says so.
+
+    It says how, never whether: options, [[keep]] lines and rules are asked before. Of several lines the first counts.
+    """
+
+    ops: tuple[str, ...]
+    activations: TensorPolicy
+    weights: TensorPolicy
+    why: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The line as resolved: both operands in full."""
+        said: dict[str, Any] = {"ops": list(self.ops), **({"why": self.why} if self.why else {})}
+        return said | {"activations": self.activations.to_json(), "weights": self.weights.to_json()}
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A resolved recipe.
 
@@ -75,9 +102,12 @@ class Recipe:
     high         type of the high-precision part; `keep` leaves the model's own
     rules        plan rules in the order in which they are asked
     passes       rewriting passes in the order in which they run
+    repairs      in the order in which they are asked
     keep         pattern lines
     blocks       what becomes of a weight that came with block scales, where the target runs none: `split`, a product
                  for each block; `channel`, one scale per output channel; `auto` weighs what either loses and costs
+    given        what becomes of scales that activations came with: `keep`; `recalibrate`, found anew
+    lines        ops that are quantized in other ways: TOML [[quantize.for]]
     """
 
     name: str
@@ -92,13 +122,47 @@ class Recipe:
     keep: tuple[KeepLine, ...] = field(default=())
     concat: bool = False
     blocks: Blocks = "auto"
+    given: GivenScales = "keep"
+    lines: tuple[ForLine, ...] = field(default=())
+    repairs: tuple[str, ...] = ()
 
     @property
     def formats(self) -> tuple[str, ...]:
         """Names of the formats that a result may hold: of operands, and of scales that are stored in one."""
-        both = (self.activations, self.weights)
+        both = [policy for one in self.ways for policy in (one.activations, one.weights)]
         named = [policy.format for policy in both] + [policy.stored.format for policy in both]
         return tuple(dict.fromkeys(name for name in named if name not in (None, "none")))
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether any op is to be quantized."""
+        return bool(self.ops or self.lines)
+
+    @property
+    def ways(self) -> tuple[Recipe, ...]:
+        """The recipe as it is for ops that no line names, then as each line has it."""
+        return (self, *(self.under(line) for line in self.lines))
+
+    def under(self, line: ForLine) -> Recipe:
+        """The recipe for the ops that a line names."""
+        return replace(self, activations=line.activations, weights=line.weights, lines=())
+
+    def measured(self, method: str) -> Recipe:
+        """The recipe with all scales that are observed found by another method. Raises UsageError FG100 for none."""
+        if all(one.activations.scale == "dynamic" or one.activations.format == "none" for one in self.ways):
+            raise UsageError(
+                "no scale of this recipe is observed",
+                where=f"--calibration-method, recipe {self.name}",
+                why="its activations stay as they are, or have their scales found in each run",
+                do="leave --calibration-method out, or choose another --recipe",
+                code="FG100",
+            )
+
+        def moved(policy: TensorPolicy) -> TensorPolicy:
+            return policy if policy.scale == "dynamic" else replace(policy, scale=method)
+
+        lines = tuple(replace(line, activations=moved(line.activations)) for line in self.lines)
+        return replace(self, activations=moved(self.activations), lines=lines)
 
     def to_json(self) -> dict[str, Any]:
         """The resolved recipe as a plain mapping; `Recipe.from_mapping` reads it back."""
@@ -111,12 +175,15 @@ class Recipe:
                 "costly": self.costly,
                 "concat": self.concat,
                 **({"blocks": self.blocks} if self.blocks != "auto" else {}),
+                **({"given": self.given} if self.given != "keep" else {}),
                 "activations": self.activations.to_json(),
                 "weights": self.weights.to_json(),
+                **({"for": [line.to_json() for line in self.lines]} if self.lines else {}),
             },
             "high": {"dtype": self.high},
             "rules": list(self.rules),
             "passes": list(self.passes),
+            **({"repairs": list(self.repairs)} if self.repairs else {}),
             "keep": [{"ops": list(line.ops), "why": line.why} for line in self.keep],
         }
 
@@ -132,17 +199,23 @@ class Recipe:
                 name=_text(table, "name", where),
                 summary=_text(table, "summary", where),
                 ops=_texts(quantize, "ops", f"{where}: quantize"),
-                activations=_policy(quantize, "activations", ("tensor", "token", "block"), where),
-                weights=_policy(quantize, "weights", ("tensor", "channel", "block"), where),
+                activations=_policy(quantize["activations"], "activations", f"{where}: quantize.activations"),
+                weights=_policy(quantize["weights"], "weights", f"{where}: quantize.weights"),
                 costly=_truth(quantize.get("costly", False), "costly", where),
                 high=_one_of(table.get("high", {}).get("dtype", "keep"), ("keep", "fp32", "fp16", "bf16"), where),
                 rules=_texts(table, "rules", where),
                 passes=_texts(table, "passes", where),
+                repairs=_texts(table, "repairs", where) if "repairs" in table else (),
                 keep=tuple(
                     KeepLine(_texts(line, "ops", where), _text(line, "why", where)) for line in table.get("keep", [])
                 ),
                 concat=_truth(quantize.get("concat", False), "concat", where),
                 blocks=_one_of(quantize.get("blocks", "auto"), get_args(Blocks), f"{where}: quantize.blocks"),
+                given=_one_of(quantize.get("given", "keep"), get_args(GivenScales), f"{where}: quantize.given"),
+                lines=tuple(
+                    _for_line(line, quantize, f"{where}: quantize.for, line {count}")
+                    for count, line in enumerate(_lines(quantize, where, "for"), 1)
+                ),
             )
         except KeyError as error:
             raise _wrong(f"the recipe lacks {error}", where) from error
@@ -163,7 +236,8 @@ def load(name_or_path: str) -> Recipe:
     """A packaged recipe by its name, or a TOML file. Raises UsageError (unknown name, unknown key, wrong value).
 
     One that `extends` another takes over what it does not name, table by table. Lists are replaced as a whole, but for
-    [[keep]] lines, which are added. Its name is its file's where it gives none: never that of the other.
+    [[keep]] lines, which are added, and [[quantize.for]] lines, which come before the other's. Its name is its file's
+    where it gives none: never that of the other.
     """
     table, where = _table(name_or_path)
     if "extends" in table:
@@ -178,7 +252,10 @@ def load(name_or_path: str) -> Recipe:
         own = {"name": Path(name_or_path).stem, "summary": f"{base.get('name')}, changed"} | table
         own["keep"] = _lines(base, where) + _lines(table, where)
         del own["extends"]
+        lines = [line for one in (table, base) for line in _lines(one.get("quantize", {}), where, "for")]
         table = _merged(base, own)
+        if lines:
+            table["quantize"]["for"] = lines
     return Recipe.from_mapping(table, where)
 
 
@@ -209,11 +286,12 @@ def _table(name_or_path: str) -> tuple[dict[str, Any], str]:
         raise UsageError("the recipe is no TOML", where=where, why=str(error), code="FG140") from error
 
 
-def _lines(table: Mapping[str, Any], where: str) -> list[Any]:
-    """The [[keep]] lines of a table. Each adds to what is kept, so that those of a recipe and its base add up."""
-    lines = table.get("keep", [])
+def _lines(table: Any, where: str, name: str = "keep") -> list[Any]:
+    """The lines of a table: those of a recipe and its base add up."""
+    lines = table.get(name, []) if isinstance(table, Mapping) else []
     if not isinstance(lines, list):
-        raise _wrong("'keep' is a list of tables: [[keep]]", where)
+        whole = "quantize.for" if name == "for" else name
+        raise _wrong(f"'{whole}' is a list of tables: [[{whole}]]", where)
     return lines
 
 
@@ -239,23 +317,52 @@ def _known_keys(table: Mapping[str, Any], where: str, path: str = "") -> None:
                 _known_keys(item, where, here)
 
 
-def _policy(quantize: Mapping[str, Any], which: str, granularities: tuple[str, ...], where: str) -> TensorPolicy:
-    table = quantize[which]
-    here = f"{where}: quantize.{which}"
+def _for_line(line: Mapping[str, Any], quantize: Mapping[str, Any], here: str) -> ForLine:
+    """A line of [[quantize.for]]. What it does not name is the recipe's; `format` is for both operands."""
+    both = {"format": line["format"]} if "format" in line else {}
+    tables: dict[str, dict[str, Any]] = {}
+    for which in ("activations", "weights"):
+        own = {**both, **line.get(which, {})}
+        dropped = _OF_PER if "per" in own else ()
+        tables[which] = {key: value for key, value in quantize[which].items() if key not in dropped} | own
+    return ForLine(
+        ops=_texts(line, "ops", here),
+        activations=_policy(tables["activations"], "activations", f"{here}: activations"),
+        weights=_policy(tables["weights"], "weights", f"{here}: weights"),
+        why=_text(line, "why", here) if "why" in line else "",
+    )
+
+
+def _policy(table: Mapping[str, Any], which: str, here: str) -> TensorPolicy:
     moving = which == "activations"
     known = formats.names() + (("none",) if moving else ())
     policy = TensorPolicy(
         _one_of(_text(table, "format", here), known, here),
-        _one_of(table["per"], granularities, f"{here}.per"),
-        _one_of(table["scale"], ("amax", "dynamic") if moving else ("amax",), f"{here}.scale"),
+        _one_of(table["per"], ("tensor", "token" if moving else "channel", "block"), f"{here}.per"),
+        _scale(table["scale"], f"{here}.scale", moving=moving),
         _sizes(table.get("block", []), here),
         _stored(table, here),
     )
     if (policy.per == "block") != bool(policy.block):
         raise _wrong(f"per is '{policy.per}' and block is {list(policy.block)}", f"{here}.block")
+    if policy.scale == "mse" and policy.stored.format is not None:
+        raise _wrong("scales that are stored themselves follow from the largest values: 'amax'", f"{here}.scale")
     if moving and (len(policy.block) > 1 or (policy.per != "tensor" and policy.scale != "dynamic")):
         raise _wrong("an activation's scales per token or block (of one size) are dynamic", f"{here}.scale")
     return policy
+
+
+def _scale(value: Any, where: str, *, moving: bool) -> str:
+    """How a scale is found: a method; for a weight `amax` or `mse`, for an activation `dynamic`, too."""
+    if moving and value == "dynamic":
+        return "dynamic"
+    try:
+        method = parse(str(value))
+    except ValueError as error:
+        raise _wrong(str(error) + (", or dynamic" if moving else ""), where) from error
+    if method.headroom != 1 or not (moving or method.name in ("amax", "mse")):
+        raise _wrong(f"'{value}' is none of {SPELLINGS + ', dynamic' if moving else 'amax, mse'}", where)
+    return method.text
 
 
 def _sizes(value: Any, where: str) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ from fp8graph.formats.spec import ScaleRule
 _NO_QDQ = Qdq()
 Status = Literal["native", "costly", "emulated", "refused"]
 Fact = bool | int | str
+Terms = Literal["all", "constant", "none"]
 Sourced = TypeVar("Sourced", "TypeRow", "Epilogue")
 # From best to worst: of several chips the worst row counts.
 _ORDER: tuple[Status, ...] = ("native", "costly", "emulated", "refused")
@@ -83,12 +84,31 @@ class Row:
 
 @dataclass(frozen=True)
 class TypeRow:
-    """High-precision types that these ops cannot have: the engine cannot be built, whatever else is in FP8."""
+    """High-precision types that these ops cannot have: the engine cannot be built, whatever else is in FP8.
+
+    The op `*` says that no op can: the type is refused where it is asked for.
+    """
 
     ops: tuple[str, ...]
     types: tuple[str, ...]
     source: str
     text: str
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Blocks of a stored weight have to divide their axis: a DequantizeLinear with others is not read, or wrongly.
+
+    `single` says that one block may be longer than its axis.
+    """
+
+    source: str
+    text: str
+    single: bool = False
+
+    def cuts(self, size: int, length: int) -> bool:
+        """Whether blocks of this size cannot be on an axis of this length."""
+        return length % size != 0 and not (self.single and length < size)
 
 
 @dataclass(frozen=True)
@@ -111,10 +131,12 @@ class Target:
     through     op types between DQ and op that keep the op in FP8
     forms       LEGALIZE passes that spell things this target's way
     builder     engine builder, or empty where there is none
+    terms       which products may have an operand in two terms: `all`; `constant`, those with a weight; `none`
     decompose   op types that are written out as simpler ones before planning, where that can be done
     types       high-precision types that some ops cannot have
     scales      formats that scales may be stored in beside float32; other powers of two are written as float32
     epilogues   what FP8 ops lose that half precision has: a note, no cost
+    ragged      why it reads no blocks that do not divide their axis; None where it does
     qdq         how it reads Q/DQ of anybody's
     """
 
@@ -130,9 +152,11 @@ class Target:
     builder: str = ""
     asked: str = ""
     decompose: tuple[str, ...] = ()
+    terms: Terms = "none"
     types: tuple[TypeRow, ...] = ()
     scales: tuple[str, ...] = ()
     epilogues: tuple[Epilogue, ...] = ()
+    ragged: Ragged | None = None
     qdq: Qdq = _NO_QDQ
 
     def worst(self, op_type: str, formats: Iterable[str], facts: Mapping[str, Fact]) -> tuple[str, Row]:
@@ -143,6 +167,10 @@ class Target:
     def untyped(self, op_type: str, high: str) -> TypeRow | None:
         """Why an op cannot have this high-precision type; None where it can."""
         return next((row for row in self.types if op_type in row.ops and high in row.types), None)
+
+    def lacks(self, high: str) -> TypeRow | None:
+        """Why nothing runs in this high-precision type; None where something does."""
+        return self.untyped("*", high)
 
     def row(self, op_type: str, format: str, facts: Mapping[str, Fact]) -> Row:
         """The row that decides about an op: for each chip the first that applies, of these the worst."""
@@ -223,9 +251,11 @@ def _from_table(table: dict[str, Any], spec: str, asked: list[str]) -> Target:
         builder=str(table.get("builder", "")),
         asked=spec,
         decompose=tuple(table.get("decompose", ())),
+        terms=table.get("terms", "none"),
         scales=tuple(table.get("scales", ())),
         types=tuple(_sourced(TypeRow, item, "types") for item in table.get("types", ())),
         epilogues=tuple(_sourced(Epilogue, item, "behind") for item in table.get("epilogues", ())),
+        ragged=_ragged(table["ragged"]) if "ragged" in table else None,
         qdq=Qdq.from_table(table.get("qdq")),
     )
 
@@ -235,6 +265,12 @@ def _sourced(made: type[Sourced], item: dict[str, Any], lists: str) -> Sourced:
     if not item["source"] or not item["text"]:
         raise ValueError(f"row {item}")
     return made(tuple(item["ops"]), tuple(item[lists]), str(item["source"]), str(item["text"]))
+
+
+def _ragged(item: dict[str, Any]) -> Ragged:
+    if not item["source"] or not item["text"]:
+        raise ValueError(f"ragged {item}")
+    return Ragged(str(item["source"]), str(item["text"]), bool(item.get("single", False)))
 
 
 def _row(item: dict[str, Any]) -> Row:

@@ -19,4 +19,5 @@ FORMAT = Format(
     negative_zero=True,
     onnx_type=23,  # TensorProto.FLOAT4E2M1
     min_opset=23,
+    min_ir=11,
 )

@@ -19,4 +19,5 @@ FORMAT = Format(
     negative_zero=True,
     onnx_type=27,  # TensorProto.FLOAT6E2M3
     min_opset=28,
+    min_ir=14,
 )

@@ -19,4 +19,5 @@ FORMAT = Format(
     negative_zero=True,
     onnx_type=28,  # TensorProto.FLOAT6E3M2
     min_opset=28,
+    min_ir=14,
 )

@@ -19,4 +19,5 @@ FORMAT = Format(
     negative_zero=True,
     onnx_type=17,  # TensorProto.FLOAT8E4M3FN
     min_opset=19,
+    min_ir=9,
 )

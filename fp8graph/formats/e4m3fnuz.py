@@ -20,4 +20,5 @@ FORMAT = Format(
     negative_zero=False,
     onnx_type=18,  # TensorProto.FLOAT8E4M3FNUZ
     min_opset=19,
+    min_ir=9,
 )

@@ -19,4 +19,5 @@ FORMAT = Format(
     negative_zero=True,
     onnx_type=19,  # TensorProto.FLOAT8E5M2
     min_opset=19,
+    min_ir=9,
 )

@@ -20,4 +20,5 @@ FORMAT = Format(
     negative_zero=False,
     onnx_type=20,  # TensorProto.FLOAT8E5M2FNUZ
     min_opset=19,
+    min_ir=9,
 )

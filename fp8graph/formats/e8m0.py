@@ -19,4 +19,5 @@ FORMAT = Format(
     negative_zero=False,
     onnx_type=24,  # TensorProto.FLOAT8E8M0
     min_opset=24,
+    min_ir=12,
 )

@@ -19,4 +19,5 @@ FORMAT = Format(
     negative_zero=False,
     onnx_type=22,  # TensorProto.INT4
     min_opset=21,
+    min_ir=10,
 )

@@ -19,4 +19,5 @@ FORMAT = Format(
     negative_zero=False,
     onnx_type=3,  # TensorProto.INT8
     min_opset=10,
+    min_ir=1,
 )

@@ -27,6 +27,7 @@ class Format:
     negative_zero  the sign bit alone is -0; where False it is another value or a NaN.
     onnx_type      value of onnx.TensorProto.DataType.
     min_opset      first ONNX opset whose QuantizeLinear can produce the format (kind `exponent`: whose Cast can).
+    min_ir         first IR version whose files may hold its tensors (the list of versions in onnx.proto).
 
     Raises ValueError where the fields do not add up. Equal fields make equal, hashable formats.
     """
@@ -42,6 +43,7 @@ class Format:
     negative_zero: bool
     onnx_type: int
     min_opset: int
+    min_ir: int = 1
 
     def __post_init__(self) -> None:
         signs = 0 if self.kind == "exponent" else 1

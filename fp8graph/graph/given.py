@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 
-from fp8graph.formats.spec import Granularity, PerAxis, PerBlock, PerTensor
+from fp8graph.formats.spec import Format, Granularity, PerAxis, PerBlock, PerTensor
 from fp8graph.graph import edit, tensors, walk
+from fp8graph.numerics import cast
 from fp8graph.numerics.blocks import expand
 
 
@@ -61,6 +63,27 @@ class Given:
         made *= expand(self.scales, self.granularity, made.shape)
         return made.astype(tensors.NUMPY[tensors.FLOATS[dtype]], copy=False)
 
+    def shift(self, form: Format) -> int:
+        """The least power of two by which codes have to be divided so that a format holds the largest of them."""
+        codes = tensors.read(self.codes)
+        largest = float(np.abs(codes.astype(np.float32)).max(initial=0.0))
+        tensors.release(self.codes)
+        if not largest:
+            return 0
+        digits, power = math.frexp(largest / float(form.max))
+        return power - 1 if digits == 0.5 else power
+
+    def codes_in(self, form: Format) -> tensors.Array:
+        """The codes in another float format, under `scales_in`: uint8. Exact but for what is far below the largest: of
+        E5M2 in E4M3FN what is smaller than 2^-15 of it."""
+        made = tensors.read(self.codes).astype(np.float32)
+        tensors.release(self.codes)
+        return cast.encode(np.ldexp(made, -self.shift(form)), form)
+
+    def scales_in(self, form: Format) -> tensors.Array:
+        """The scales times the power of two that `codes_in` divides by, as `scales`."""
+        return np.ldexp(self.scales, self.shift(form))
+
     def transposed(self, perm: Sequence[int]) -> Given:
         """The same weight with its axes in another order."""
         codes = tensors.moved(self.codes, perm)
@@ -83,22 +106,61 @@ class _GivenTensor(ir.LazyTensor):
 
 @dataclass(frozen=True)
 class Pair:
-    """The Q/DQ pair that an activation came with: one constant scale, no zero point but 0."""
+    """The Q/DQ pair that an activation came with: one constant scale, no zero point but 0.
+
+    `scale` is that of DequantizeLinear, and `factor` times that of QuantizeLinear, a power of two: the pair is one on
+    `factor` times what it reads (`fold-constant-scale` writes it so).
+    """
 
     format: str
     scale: float
+    factor: float = 1.0
+
+
+# Where a product keeps the pairs that its operands were taken off, by slot.
+_HELD = "fp8graph.given"
+
+
+def hold(node: ir.Node, slot: int, found: Pair) -> None:
+    """Notes that an operand came behind a pair, which is off the graph."""
+    node.meta[_HELD] = {**node.meta.get(_HELD, {}), slot: found}
+
+
+def held(node: ir.Node, slot: int) -> Pair | None:
+    """The pair that an operand was taken off; None for any other operand."""
+    found = node.meta.get(_HELD, {}).get(slot)
+    return found if isinstance(found, Pair) else None
+
+
+def stand(cast: ir.Node) -> None:
+    """Notes that a Cast stands where a pair yielded another type than it read."""
+    cast.meta[_HELD] = {}
+
+
+def unlifted(value: ir.Value) -> ir.Value:
+    """What the pair of an operand had read: in front of the Cast that stands for it, and of one put there since."""
+    maker = value.producer()
+    if maker is None or maker.op_type != "Cast" or _HELD not in maker.meta:
+        return value
+    source = maker.inputs[0]
+    above = source.producer() if source is not None else None
+    if above is not None and above.op_type == "Cast" and not walk.node_key(above):
+        source = above.inputs[0]
+    return source if source is not None and source.dtype in tensors.PLAIN else value
 
 
 # Between a DequantizeLinear and what computes with the values that it yields.
-_MOVES = frozenset(
+MOVES = frozenset(
     {"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Expand", "Slice", "Identity", "Cast", "MaxPool"}
 )
+
+_DEQUANTIZE = frozenset({"DequantizeLinear", "TRT_MXFP8DequantizeLinear"})
 
 
 def dequantizer(value: ir.Value | None) -> ir.Node | None:
     """The DequantizeLinear that a value comes from, directly or through data movement; None for any other value."""
-    node = walk.origin(value, _MOVES)
-    return node if node is not None and node.op_type == "DequantizeLinear" else None
+    node = walk.origin(value, MOVES)
+    return node if node is not None and node.op_type in _DEQUANTIZE else None
 
 
 def pair(value: ir.Value | None) -> Pair | None:
@@ -113,16 +175,18 @@ def pair(value: ir.Value | None) -> Pair | None:
     numbers = [_one(node.inputs[1]) for node in (quantize, dequantize)]
     zeros = [node.inputs[2] for node in (quantize, dequantize) if len(node.inputs) > 2 and node.inputs[2] is not None]
     nothing = all(tensors.is_constant(zero) and not tensors.read(zero).astype(np.float32).any() for zero in zeros)
-    if numbers[0] is None or numbers[0] != numbers[1] or not nothing or not tensors.word(codes.dtype):
+    if numbers[0] is None or numbers[1] is None or not nothing or not tensors.word(codes.dtype):
         return None
-    return Pair(tensors.word(codes.dtype), numbers[0])
+    factor = numbers[1] / numbers[0]
+    return Pair(tensors.word(codes.dtype), numbers[1], factor) if math.frexp(factor)[0] == 0.5 else None
 
 
 def _one(scale: ir.Value | None) -> float | None:
-    """The number of a constant scale that is one."""
+    """The number of a constant scale that is one, as a plan can hold it: positive, and normal in float32."""
     if scale is None or scale.const_value is None or scale.is_graph_input() or scale.const_value.size != 1:
         return None
-    return float(tensors.read(scale).astype(np.float32).reshape(()))
+    number = float(tensors.read(scale).astype(np.float32).reshape(()))
+    return number if float(np.finfo(np.float32).tiny) <= number < math.inf else None
 
 
 def constant(given: Given, name: str, dtype: ir.DataType) -> ir.Value:

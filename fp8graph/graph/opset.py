@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from fp8graph import formats
 from fp8graph.base.errors import InputError
 from fp8graph.graph import edit, tensors, walk
 from fp8graph.graph.dress import dress
@@ -24,6 +25,13 @@ def opset_of(model: ir.Model) -> int:
             "the model imports no opset of the default domain", why="its ops have no meaning then", code="FG106"
         )
     return version
+
+
+def raise_ir_version(model: ir.Model) -> None:
+    """Gives a model the first IR version whose files may hold the types of its tensors; a higher one stays."""
+    ours = {formats.get(name).onnx_type: formats.get(name).min_ir for name in formats.names()}
+    held = {value.dtype for _, graph in walk.graphs(model) for value in walk.values(graph) if value.dtype is not None}
+    model.ir_version = max(model.ir_version or 0, *(ours.get(int(dtype), 0) for dtype in held), 0)
 
 
 def raise_opset(model: ir.Model, least: int) -> bool:

@@ -85,9 +85,14 @@ def lazy(name: str, shape: tuple[int, ...], dtype: ir.DataType, compute: Callabl
 
 
 def lazy_from(
-    source: ir.Value, name: str, change: Callable[[Array], Array], *, dtype: ir.DataType | None = None
+    source: ir.Value,
+    name: str,
+    change: Callable[[Array], Array],
+    *,
+    shape: Sequence[int] | None = None,
+    dtype: ir.DataType | None = None,
 ) -> ir.Value:
-    """One more lazy function on top of a constant: `change` maps its array to one of the same shape."""
+    """One more lazy function on top of a constant: `change` maps its array to one of `shape`, None: of the same."""
     if source.const_value is None or source.dtype is None:
         raise ValueError(f"'{source.name}' is no constant")
     tensor = source.const_value
@@ -97,7 +102,7 @@ def lazy_from(
         _unmap(tensor)
         return out
 
-    return lazy(name, tuple(tensor.shape.numpy()), dtype or source.dtype, compute)
+    return lazy(name, tuple(tensor.shape.numpy() if shape is None else shape), dtype or source.dtype, compute)
 
 
 def moved(source: ir.Value, perm: Sequence[int]) -> ir.Value:

@@ -11,6 +11,8 @@ KEY = "fp8graph.key"
 FOR = "fp8graph.for"
 # The key of a further op that the node stands for.
 ALSO = "fp8graph.also"
+# Why an op stays in high precision where nobody says otherwise: what the model came from says so.
+HIGH = "fp8graph.high"
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,18 @@ def bodies(node: ir.Node) -> Iterator[tuple[str, ir.Graph]]:
         elif attribute.type == ir.AttributeType.GRAPHS:
             for index, graph in enumerate(attribute.as_graphs()):
                 yield f"{attribute.name}{index}", graph
+
+
+def reads(node: ir.Node) -> list[ir.Value]:
+    """What a node reads of the graph that it lies in, its bodies included."""
+    values = [value for value in node.inputs if value is not None]
+    for _, body in bodies(node):
+        inner = [value for one in body.all_nodes() for value in one.inputs if value is not None]
+        for value in (*inner, *body.outputs):
+            maker = value.producer()
+            if (maker is not None and maker.graph is node.graph) or (maker is None and value.graph is node.graph):
+                values.append(value)
+    return values
 
 
 def walk(model: ir.Model) -> Iterator[Place]:

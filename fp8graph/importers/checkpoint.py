@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from fp8graph.base.errors import InputError
 from fp8graph.base.files import read_text
 from fp8graph.importers.container import Tensor, pickled, tensors_of
+from fp8graph.importers.declared import Declared, declared
 
 _INDEX = ".safetensors.index.json"
 _SHARD = re.compile(r"-(\d+)-of-(\d+)\.safetensors$")
@@ -20,15 +21,16 @@ _PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Every tensor by name, unread; `config` and `quantization` are config.json's, empty where there is none.
+    """Every tensor by name, unread; `config` is config.json's, empty where there is none.
 
-    files   what was opened, for digests
+    declared   what is said about quantization
+    files      what was opened, for digests
     """
 
     path: Path
     tensors: Mapping[str, Tensor]
     config: Mapping[str, Any] = field(default_factory=dict)
-    quantization: Mapping[str, Any] = field(default_factory=dict)
+    declared: Declared = field(default_factory=Declared)
     files: tuple[Path, ...] = ()
 
 
@@ -45,7 +47,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     else:
         tensors, files = _joined(start)
     config = _json(folder / "config.json", optional=True)
-    return Checkpoint(path, tensors, config, _quantization(folder, config), tuple(files))
+    return Checkpoint(path, tensors, config, _declared(folder, config), tuple(files))
 
 
 def _in_folder(folder: Path) -> tuple[Path, ...]:
@@ -115,41 +117,20 @@ def _joined(files: tuple[Path, ...]) -> tuple[dict[str, Tensor], list[Path]]:
     return tensors, list(files)
 
 
-def _quantization(folder: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
+def _declared(folder: Path, config: Mapping[str, Any]) -> Declared:
     """The section on quantization: config.json's under either of its names, else ModelOpt's own file."""
-    for section in ("quantization_config", "compression_config"):
-        for holder in (config, config.get("text_config")):
-            if isinstance(holder, dict) and isinstance(holder.get(section), dict):
-                found: Mapping[str, Any] = holder[section]
-                return found
-    own = _json(folder / "hf_quant_config.json", optional=True).get("quantization")
-    return own if isinstance(own, dict) else {}
+    for holder, prefix in ((config, ""), (config.get("text_config"), "text_config.")):
+        for section in ("quantization_config", "compression_config"):
+            if isinstance(holder, dict) and holder.get(section) is not None:
+                return _section(holder[section], f"{folder / 'config.json'}: {prefix}{section}")
+    own = folder / "hf_quant_config.json"
+    return _section(_json(own, optional=True).get("quantization") or {}, f"{own}: quantization")
 
 
-def declared_blocks(quantization: Mapping[str, Any]) -> list[tuple[int, ...]]:
-    """Block shapes, along the last axes, that a section on quantization names; each once.
-
-    weight_block_size (DeepSeek, Qwen3), block_structure and group_size of weights (compressed-tensors).
-    """
-    groups = quantization.get("config_groups")
-    weights = (
-        [item.get("weights") for item in groups.values() if isinstance(item, dict)] if isinstance(groups, dict) else []
-    )
-    found: dict[tuple[int, ...], None] = {}
-    for shape in [quantization.get("weight_block_size"), *_structures(weights)]:
-        if isinstance(shape, str):  # "128x128" in older files
-            shape = [int(part) if part.isdigit() else part for part in shape.split("x")]
-        if isinstance(shape, list) and shape and all(type(size) is int and size > 0 for size in shape):
-            found[tuple(shape)] = None
-    return list(found)
-
-
-def _structures(weights: list[Any]) -> Iterator[Any]:
-    for item in weights:
-        if isinstance(item, dict):
-            yield item.get("block_structure")
-            if type(size := item.get("group_size")) is int and size > 0:
-                yield [1, size]
+def _section(found: Any, where: str) -> Declared:
+    if not isinstance(found, dict):
+        _refuse(where, f"it is {found!r:.60}, and a table is read", "put the config.json of these weights beside them")
+    return declared(found, where)
 
 
 def _json(path: Path, *, optional: bool = False) -> dict[str, Any]:
@@ -164,5 +145,5 @@ def _json(path: Path, *, optional: bool = False) -> dict[str, Any]:
     return found
 
 
-def _refuse(path: Path, why: str, do: str = "download the checkpoint again") -> NoReturn:
+def _refuse(path: Path | str, why: str, do: str = "download the checkpoint again") -> NoReturn:
     raise InputError("the checkpoint cannot be read", where=str(path), why=why, do=do, code="FG115")

@@ -175,7 +175,9 @@ def pickled(path: Path) -> InputError:
         "the checkpoint is a pickle, which is never opened",
         where=str(path),
         why="opening a pickle can run code",
-        do="save it as safetensors where torch is: safetensors.torch.save_file(state_dict, 'model.safetensors')",
+        do="save it as safetensors where torch is: safetensors.torch.save_file(state_dict, 'model.safetensors'); with "
+        "scales of Transformer Engine (_extra_state): python samples/transformer_engine_scales.py "
+        f"{path} model.safetensors",
         code="FG115",
     )
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fp8graph.base.errors import InputError
-from fp8graph.importers.checkpoint import Checkpoint, declared_blocks
+from fp8graph.importers.checkpoint import Checkpoint
 from fp8graph.importers.container import FLOATS, Tensor
 from fp8graph.importers.families import check_family
 from fp8graph.importers.suffixes import orphan, part_of
@@ -73,7 +73,7 @@ def contents_of(checkpoint: Checkpoint) -> Contents:
         if other is not tensor:
             raise _refused(tensor, f"the weight '{of}' has two scales", f"'{other.name}' is the other one")
     check_family(checkpoint.config, plain, str(checkpoint.path))
-    blocks = declared_blocks(checkpoint.quantization)
+    blocks = list(checkpoint.declared.blocks)
     orphans = tuple(name for name in plain if orphan(name))
     left = [name for name in plain if not orphan(name)]
     made = {name: _parameter(tensors[name], parts.get(name, {}), blocks) for name in left}

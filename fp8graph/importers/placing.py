@@ -7,7 +7,7 @@ a block of 128x128 becomes 128 along the summed axis, its scale repeated for eac
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from fp8graph import formats
 from fp8graph.base.errors import InputError
 from fp8graph.graph import edit, tensors, walk
+from fp8graph.importers.declared import Declared
 from fp8graph.importers.matching import PRODUCTS, Seat, Use, turned
+from fp8graph.importers.names import scope_names
 from fp8graph.importers.parameters import Parameter
 from fp8graph.importers.weights import Weight
 from fp8graph.numerics import cast
@@ -85,7 +87,9 @@ def _block_axis(weight: Weight) -> int | None:
 class Placing:
     """One model, edited in place."""
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, declared: Declared, shared: Mapping[str, str]) -> None:
+        """`shared`: parameters that are equal to another, whose place they have."""
+        self.declared, self.shared = declared, shared
         self.names = edit.Names(model)
         self.order = {place.node: index for index, place in enumerate(walk.walk(model))}
         self.pairs: dict[tuple[ir.Value, float, int], ir.Value] = {}
@@ -101,8 +105,19 @@ class Placing:
             if seat.parameter.weight is not None:
                 self._codes(seat, seat.parameter.weight, readers)
             else:
+                self._mark(seat, readers)
                 self._floats(seat, readers)
             edit.drop_unused_initializer(seat.value)
+
+    def _mark(self, seat: Seat, readers: list[Use]) -> None:
+        """Writes down of every product whether the checkpoint's config says that it was not to be quantized."""
+        own = [seat.parameter.name, *(name for name, of in self.shared.items() if of == seat.parameter.name)]
+        for node, slot in _products(readers):
+            names = [*own, *scope_names(seat.value, node, slot)]  # a tied weight has the name of the embedding
+            found = ((name.rpartition(".")[0], self.declared.keeper(name.rpartition(".")[0])) for name in names)
+            module, key = next((pair for pair in found if pair[1]), ("", ""))
+            if key:
+                node.metadata_props[walk.HIGH] = f"the checkpoint's {key} names {module}"
 
     def _codes(self, seat: Seat, weight: Weight, readers: list[Use]) -> None:
         form, base, owner = formats.get(weight.format), seat.parameter.name, seat.value.graph

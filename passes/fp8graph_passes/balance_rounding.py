@@ -22,12 +22,13 @@ import numpy as np
 from fp8graph import formats
 from fp8graph.core.context import Context, OpView
 from fp8graph.core.passes import Repair
-from fp8graph.data.plan import Adjust, Decision, Quant
+from fp8graph.data.plan import CAME, Adjust, Decision, Quant
 from fp8graph.formats.spec import Format
 from fp8graph.graph import tensors
 from fp8graph.graph.tensors import Array
 from fp8graph.numerics import cast, sidecar
-from fp8graph.numerics.scale import channel_amax, scale_from_amax
+from fp8graph.numerics.observed import peaks_of_weight
+from fp8graph.numerics.scale import scale_from_amax
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class BalanceRounding(Repair):
         for slot, quant in sorted(decision.inputs.items()):
             if (
                 quant.scale.origin != "computed"
+                or quant.scale.rule == CAME
                 or not quant.granularity.blocks
                 or not tensors.is_constant(op.input(slot))
             ):
@@ -64,7 +66,9 @@ class BalanceRounding(Repair):
     def _balanced(self, weight: Array, quant: Quant) -> Array:
         form = formats.get(quant.format)
         axis = quant.granularity.blocks[0][0]
-        scale = np.asarray(scale_from_amax(channel_amax(weight, quant.granularity), form), np.float32)
+        scale = np.asarray(
+            scale_from_amax(peaks_of_weight(weight, quant.granularity, form, quant.scale.rule), form), np.float32
+        )
         shape = quant.granularity.broadcast_shape(weight.shape)
         codes = cast.encode(weight, form, scale.reshape(shape))
         rows = np.moveaxis(codes, axis, 0).reshape(codes.shape[axis], -1).copy()

@@ -47,7 +47,10 @@ class HoistDynamicScales(RewritePass):
             multiply, dequantize, factor = found
             factor = _stepped(dequantize, factor, names) or factor
             place.node.replace_input_with(0, dequantize.outputs[0])
-            Dynamic(place, names, ctx.target.scales).rescaled([factor])
+            work = Dynamic(place, names, ctx.target.scales)
+            work.rescaled([factor])
+            for node in work.nodes:  # ops of the model's own, which the plan names
+                node.metadata_props.pop(walk.FOR, None)
             edit.remove_unread(multiply)
             changed += 1
         return changed

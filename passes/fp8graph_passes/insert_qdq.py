@@ -26,13 +26,18 @@ from fp8graph.core.context import Context
 from fp8graph.core.passes import Approximate, Exactness, RewritePass, Stage
 from fp8graph.core.quants import contraction_axis
 from fp8graph.data.arrayref import ArrayRef
-from fp8graph.data.plan import PAIR, Adjust, High, Quant
+from fp8graph.core.terms import widened
+from fp8graph.data.plan import CAME, PAIR, Adjust, Decision, High, Quant
 from fp8graph.graph import edit, given, tensors, walk
 from fp8graph.numerics import cast, sidecar
-from fp8graph.numerics.scale import StoredScales, channel_amax, store_scales
+from fp8graph.numerics.observed import peaks_of_weight
+from fp8graph.numerics.scale import StoredScales, store_scales
 from fp8graph_passes._dynamic import Dynamic, is_block
+from fp8graph_passes._terms import Side, Terms
 
-Seat = tuple[ir.Value, Quant, ir.Graph | ir.Function]
+Channels = np.ndarray[Any, np.dtype[np.int64]]
+# The last: channels that are there twice.
+Seat = tuple[ir.Value, Quant, ir.Graph | ir.Function, bytes | None]
 
 
 @dataclass(frozen=True)
@@ -51,12 +56,9 @@ class InsertQDQ(RewritePass):
             decision = ctx.plan.ops.get(place.key)
             if decision is None:
                 continue
-            for slot, quant in sorted(decision.inputs.items()):
-                found = next((item for item in decision.adjust if item.kind == "codes" and item.slot == slot), None)
-                work.quantize(place, slot, quant, decision.high, found)
-            work.rescale(place)
+            work.carry_out(place, decision)
         edit.drop_unused_initializers(work.replaced)
-        for node in dict.fromkeys(work.reused):
+        for node in dict.fromkeys(work.unread):
             edit.remove_unread(node)
         return work.changes
 
@@ -73,10 +75,61 @@ class _Insertion:
         self.factors: dict[ir.Value, ir.Value] = {}
         self.due: list[ir.Value] = []
         self.replaced: list[ir.Value] = []
-        self.reused: list[ir.Node] = []
+        self.unread: list[ir.Node] = []
         self.changes = 0
 
-    def quantize(self, place: walk.Place, slot: int, quant: Quant, high: High, found: Adjust | None) -> None:
+    def carry_out(self, place: walk.Place, decision: Decision) -> None:
+        """All operands of one op, and what repairs have found for it."""
+        found = {(item.kind, item.slot): item for item in decision.adjust}
+        terms = {slot: sidecar.fetch(self.arrays, item.value) for (kind, slot), item in found.items() if kind == "terms"}
+        plain = dict(enumerate(place.node.inputs))
+        for slot, quant in sorted(decision.inputs.items()):
+            # Its channels are summed over once more where the other operand is in two terms.
+            again = terms.get(1 - slot)
+            self.quantize(place, slot, quant, decision.high, found.get(("codes", slot)), again)
+        for slot, channels in sorted(terms.items()):
+            self._split(place, slot, plain, decision, channels)
+        bias = next((item for (kind, _), item in found.items() if kind == "bias"), None)
+        if bias is not None:
+            self._bias(place, plain[bias.slot], bias)
+        self.rescale(place)
+
+    def _split(
+        self, place: walk.Place, slot: int, plain: Mapping[int, ir.Value | None], decision: Decision, channels: Channels
+    ) -> None:
+        """An operand in two terms, and the other one, where it is no weight, to match."""
+        work = Terms(place, self.names)
+        for at in (slot, 1 - slot):
+            value, read, quant = plain[at], place.node.inputs[at], decision.inputs[at]
+            assert value is not None and read is not None
+            if tensors.is_constant(value):
+                continue  # its codes are as long already
+            axis = contraction_axis(place.node, at, len(value.shape or ()))
+            side = Side(value, read, self.coded[value, quant, place.graph, None][1], quant, axis)
+            new = work.split(side, channels) if at == slot else work.repeated(side, channels)
+            edit.replace_input(place.node, at, new)
+
+    def _bias(self, place: walk.Place, weight: ir.Value | None, found: Adjust) -> None:
+        """Another bias, in the type of the one that was there."""
+        bias, graph = place.node.inputs[2], place.graph
+        assert bias is not None and weight is not None and isinstance(graph, ir.Graph)
+        self._solved(weight, tensors.read(weight), found)
+        array = sidecar.fetch(self.arrays, found.value).astype((bias.dtype or ir.DataType.FLOAT).numpy())
+        constant = tensors.constant(self.names.fresh(f"{bias.name}_corrected"), array)
+        graph.register_initializer(constant)
+        edit.replace_input(place.node, 2, constant)
+        self.replaced.append(bias)
+
+    def quantize(
+        self,
+        place: walk.Place,
+        slot: int,
+        quant: Quant,
+        high: High,
+        found: Adjust | None = None,
+        again: Channels | None = None,
+    ) -> None:
+        """One operand. `again`: channels of a weight that are there twice."""
         value = place.node.inputs[slot]
         if value is None or value.graph is None or isinstance(value.graph, ir.Function):
             raise InputError(
@@ -86,20 +139,22 @@ class _Insertion:
                 do="make a plan for this model: optimize without --plan",
                 code="FG110",
             )
+        if quant.scale.rule == PAIR and (source := given.unlifted(value)) is not value:
+            self.unread += [node for node in [value.producer()] if node is not None]
+            value = source
         # A pair in front of an If is lost on its way into the branch: every graph that reads a value has its own.
-        seat = (value, quant, place.graph)
+        constant = tensors.is_constant(value)
+        twice = again.tobytes() if constant and again is not None else None
+        seat = (value, quant, place.graph, twice)
         done = self.outputs.get((seat, high))
         if done is None:
-            constant = tensors.is_constant(value)
-            if quant.scale.rule == PAIR and given.pair(value) is not None:
-                self._reuse(value, seat)
             if constant and seat not in self.coded:
-                if quant.scale.of_weight and quant.scale.origin == "given":
+                if quant.scale.rule == CAME:
                     self._keep(place, value, quant)
                 else:
-                    self._encode(place, slot, value, quant, found)
+                    self._encode(place, slot, value, quant, found, again)
             if constant:
-                done = self._weight(place, slot, value, quant, high)
+                done = self._weight(place, slot, seat, high)
             elif quant.scale.origin == "dynamic" or quant.granularity.blocks:
                 done = self._dynamic(place, value, quant, high)
             else:
@@ -127,25 +182,17 @@ class _Insertion:
         edit.insert_after(value, work.nodes, work.graph)
         return done
 
-    def _weight(self, place: walk.Place, slot: int, value: ir.Value, quant: Quant, high: High) -> ir.Value:
-        codes, scale = self.coded[value, quant, place.graph]
+    def _weight(self, place: walk.Place, slot: int, seat: Seat, high: High) -> ir.Value:
+        (codes, scale), value, quant = self.coded[seat], seat[0], seat[1]
         node = self._dequantize((codes, scale), value, quant, high, place, slot)
         place.graph.insert_before(place.node, [node])
         return node.outputs[0]
 
-    def _reuse(self, value: ir.Value, seat: Seat) -> None:
-        """The codes and the scale of the pair that an activation came with."""
-        maker = value.producer()
-        assert maker is not None
-        codes, scale = maker.inputs[:2]
-        assert codes is not None and scale is not None
-        self.coded[seat] = codes, scale
-        self.reused.append(maker)
-
     def _keep(self, place: walk.Place, value: ir.Value, quant: Quant) -> None:
-        """A weight that came as codes: these, under the scales that they came with."""
-        came = given.of(value)
-        if came is None or came.format != quant.format or came.granularity != quant.granularity:
+        """A weight that came as codes: these, under the scales that they came with; or both in the plan's format."""
+        came, anew = given.of(value), quant.scale.origin == "computed"
+        unlike = came is not None and came.format != quant.format
+        if came is None or unlike != anew or came.granularity != quant.granularity:
             raise InputError(
                 "the plan takes a weight's scales from the model, which has none like them",
                 where=f"initializer '{value.name}'",
@@ -155,16 +202,31 @@ class _Insertion:
             )
         graph = place.graph
         assert isinstance(graph, ir.Graph)
-        codes = given.stored(came.codes, graph, self.names)
-        self.coded[value, quant, graph] = codes, self._scale(graph, value, came.scales)
+        if anew:
+            form, name = formats.get(quant.format), self.names.fresh(f"{value.name}_{formats.family(quant.format)}")
+            kind, shape = ir.DataType(form.onnx_type), tuple(int(str(size)) for size in value.shape or ())
+            codes = tensors.lazy(name, shape, kind, lambda: came.codes_in(form).view(cast.ml_dtype(form)))
+            graph.register_initializer(codes)
+            scales = came.scales_in(form)
+        else:
+            codes, scales = given.stored(came.codes, graph, self.names), came.scales
+        self.coded[value, quant, graph, None] = codes, self._scale(graph, value, scales)
         self.replaced.append(value)
 
-    def _encode(self, place: walk.Place, slot: int, value: ir.Value, quant: Quant, found: Adjust | None) -> None:
+    def _encode(
+        self,
+        place: walk.Place,
+        slot: int,
+        value: ir.Value,
+        quant: Quant,
+        found: Adjust | None,
+        again: Channels | None = None,
+    ) -> None:
         graph = place.graph
         assert isinstance(graph, ir.Graph)
         form, granularity = formats.get(quant.format), quant.granularity
         array = tensors.read(value)
-        amax = channel_amax(array, granularity)
+        amax = peaks_of_weight(array, granularity, form, quant.scale.rule)
         if not np.isfinite(amax).all():
             raise InputError("a weight holds a NaN or an infinity", where=f"initializer '{value.name}'", code="FG212")
         scales = store_scales(amax, form, quant.scale.stored)
@@ -172,19 +234,26 @@ class _Insertion:
         solved = self._solved(value, array, found)
         tensors.release(value)
 
+        along_sum = contraction_axis(place.node, slot, array.ndim)
+
         def encoded(weight: tensors.Array) -> tensors.Array:
             if solved is not None:
-                return sidecar.fetch(self.arrays, solved).view(cast.ml_dtype(form))
-            return cast.encode(weight, form, effective, granularity).view(cast.ml_dtype(form))
+                done = sidecar.fetch(self.arrays, solved)
+            else:
+                done = cast.encode(weight, form, effective, granularity)
+            done = done if again is None else widened(done, again, along_sum, form)
+            return done.view(cast.ml_dtype(form))
 
         name = self.names.fresh(f"{value.name}_{formats.family(form.name)}")
-        codes = tensors.lazy_from(value, name, encoded, dtype=ir.DataType(form.onnx_type))
-        graph.register_initializer(codes)
         shape, stored = array.shape, quant.scale.stored.format
+        longer = {along_sum % array.ndim: len(again)} if again is not None else {}
+        sizes = [size + longer.get(axis, 0) for axis, size in enumerate(shape)]
+        codes = tensors.lazy_from(value, name, encoded, shape=sizes, dtype=ir.DataType(form.onnx_type))
+        graph.register_initializer(codes)
         kind = cast.ml_dtype(formats.get(stored)) if stored is not None else None
-        along = _along(quant, contraction_axis(place.node, slot, array.ndim))
+        along = _along(quant, along_sum)
         scale = self._stored(place, value, quant, scales, lambda part: _one_axis(part, quant, shape, along), kind)
-        self.coded[value, quant, graph] = codes, scale
+        self.coded[value, quant, graph, None if again is None else again.tobytes()] = codes, scale
         self.replaced.append(value)
 
     def _stored(
@@ -238,7 +307,7 @@ class _Insertion:
     def _activation(self, place: walk.Place, value: ir.Value, quant: Quant, high: High) -> ir.Value:
         form, graph = formats.get(quant.format), place.graph
         assert isinstance(graph, ir.Graph)
-        seat = (value, quant, place.graph)
+        seat = (value, quant, place.graph, None)
         if seat not in self.coded:
             scale = self._scale(graph, value, np.asarray(self._number(quant), np.float32))
             node = edit.new_node(
@@ -295,7 +364,7 @@ class _Insertion:
             coded,
             self.names,
             output=f"{value.name}_dq",
-            shape=value.shape,
+            shape=coded[0].shape,
             dtype=tensors.ONNX[high],
             attributes=attributes,
             serves=key,

@@ -1,7 +1,8 @@
 """Keep what is quantized already: nothing is quantized twice, and scales that came with the model stay.
 
 What it does   Keeps a Conv, Gemm or MatMul of which an operand comes from a DequantizeLinear, directly or through data
-               movement. A weight that `lift-given-weights` took is none.
+               movement: in another format than the recipe's, with a zero point, or beside a float operand. What
+               `lift-given-pairs` and `lift-given-weights` took off the graph is none.
 Why            A second rounding on another grid adds noise and gains nothing; whoever placed the first pair chose it.
 Codes          FG230 kept: quantized already
 Exactness      plan only, no arithmetic changes
@@ -29,8 +30,6 @@ class KeepQuantized(PlanRule):
         """Walks up from both operands."""
         if op.node.op_type not in _PRODUCTS:
             return None
-        if any(given.of(op.input(slot)) is not None for slot in (0, 1)):
-            return None  # its weight is to have other scales: the pair of its activation stays
         for slot in (0, 1):
             node = given.dequantizer(op.input(slot))
             if node is not None:

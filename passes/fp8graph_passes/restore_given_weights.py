@@ -1,7 +1,8 @@
 """Put weights that came as codes back behind DequantizeLinear, where the plan leaves their product alone.
 
 What it does   A constant that `lift-given-weights` made becomes DequantizeLinear(codes, scale) again for every op whose
-               plan does not quantize it; ops that the plan quantizes go on reading the constant.
+               plan does not quantize it; ops that the plan quantizes go on reading the constant. What the target does
+               not read (a format, blocks that do not divide their axis) stays the constant.
 Why            The file holds one byte an element for such a weight, as it came, and not two or four.
 Exactness      exact: DequantizeLinear makes of codes and scales what the constant was
 """
@@ -15,6 +16,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from fp8graph.core.context import Context
+from fp8graph.core.given_weights import readable
 from fp8graph.core.passes import Exact, Exactness, RewritePass, Stage
 from fp8graph.data.plan import Plan
 from fp8graph.graph import edit, given, walk
@@ -34,7 +36,8 @@ class RestoreGivenWeights(RewritePass):
             weights = [] if isinstance(graph, ir.Function) else list(graph.initializers.values())
             for value in weights:
                 found = given.of(value)
-                kept = [use for use in value.uses() if not _quantizes(ctx.plan, *use)] if found is not None else []
+                back = found is not None and readable(ctx.target, found)
+                kept = [use for use in value.uses() if not _quantizes(ctx.plan, *use)] if back else []
                 if found is not None and kept:
                     assert isinstance(graph, ir.Graph)
                     _restore(graph, value, found, kept, names)

@@ -27,7 +27,7 @@ from fp8graph.core.context import Context
 from fp8graph.core.passes import Approximate, Exactness, RewritePass, Stage
 from fp8graph.core.quants import contraction_axis
 from fp8graph.core.reading import ONNX, attribute
-from fp8graph.data.plan import Plan
+from fp8graph.data.plan import CAME, Plan
 from fp8graph.graph import edit, tensors, walk
 
 
@@ -57,7 +57,7 @@ def _given_slot(place: walk.Place, plan: Plan | None) -> int | None:
     if decision is None or place.node.op_type not in ("MatMul", "Gemm") or set(decision.inputs) != {0, 1}:
         return None
     quants = decision.inputs.items()
-    return next((slot for slot, each in quants if each.scale.origin == "given" and each.scale.of_weight), None)
+    return next((slot for slot, each in quants if each.scale.rule == CAME), None)
 
 
 def _blocked(node: ir.Node, slot: int) -> ir.Node | None:

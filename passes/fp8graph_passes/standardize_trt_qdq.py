@@ -22,7 +22,7 @@ import onnx_ir as ir
 
 from fp8graph.core.context import Context
 from fp8graph.core.passes import Exact, Exactness, RewritePass, Stage
-from fp8graph.core.reading import ONNX
+from fp8graph.core.reading import ONNX, attribute, given
 from fp8graph.graph import edit, opset, tensors, walk
 from fp8graph.graph.inlining import inline
 
@@ -83,6 +83,10 @@ def _spell(place: walk.Place, names: edit.Names, ctx: Context) -> int:
         node.attributes["output_dtype"] = ir.AttrInt64("output_dtype", int(_CODES))
         _retype(node.outputs[0])
     node.op_type, node.domain = _OWN.get(node.op_type, node.op_type), ""
+    output, scale = node.outputs[0], given(node, 1)
+    if node.op_type == "DequantizeLinear" and output.dtype is None and scale is not None and scale.dtype is not None:
+        # Type inference knew nothing of it, and the passes behind this one are to.
+        output.type = ir.TensorType(ir.DataType(attribute(node, "output_dtype") or scale.dtype))
     return 1
 
 

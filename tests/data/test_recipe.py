@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import tomllib
 from importlib import resources
 from typing import Any
@@ -27,7 +28,7 @@ def with_change(path: str, value: Any) -> dict[str, Any]:
     for name in owners:
         inner = inner[name]
     if value is None:
-        del inner[key]
+        inner.pop(key, None)
     else:
         inner[key] = value
     return table
@@ -52,6 +53,7 @@ def test_every_packaged_recipe_loads(name):
         ("quantize.activations.formt", "format"),
         ("high.dtpe", "dtype"),
         ("pases", "passes"),
+        ("quantize.fro", "for"),
     ],
 )
 def test_unknown_key_refused_with_the_nearest_name(path, nearest):
@@ -62,6 +64,47 @@ def test_unknown_key_refused_with_the_nearest_name(path, nearest):
 def test_unknown_key_of_a_keep_line_is_refused():
     with refused(UsageError, "FG140", "'keep.reason'"):
         Recipe.from_mapping(DEFAULT | {"keep": [{"ops": ["a"], "why": "b", "reason": "c"}]}, "my.toml")
+
+
+@pytest.mark.parametrize(
+    ("line", "path", "nearest"),
+    [
+        ({"ops": ["a"], "fromat": "int8"}, "quantize.for.fromat", "format"),
+        ({"ops": ["a"], "wieghts": {}}, "quantize.for.wieghts", "weights"),
+        ({"ops": ["a"], "weights": {"blok": [32]}}, "quantize.for.weights.blok", "block"),
+    ],
+)
+def test_unknown_key_of_a_for_line_is_refused_with_the_nearest_name(line, path, nearest):
+    with refused(UsageError, "FG140", f"'{path}'", f"did you mean '{nearest}'?"):
+        Recipe.from_mapping(with_change("quantize.for", [line]), "my.toml")
+
+
+def test_a_for_line_takes_from_the_recipe_what_it_does_not_name_and_no_blocks_for_another_granularity():
+    table = recipe.load("mxfp8").to_json()
+    table["quantize"]["for"] = [
+        {"ops": ["a"], "format": "e2m1"},
+        {"ops": ["b"], "weights": {"per": "channel"}, "activations": {"format": "none", "per": "tensor"}},
+        {"ops": ["c"], "format": "int8", "weights": {"format": "e5m2"}},
+    ]
+    found = Recipe.from_mapping(table, "my.toml")
+    first, second, third = found.lines
+    assert first.weights == dataclasses.replace(found.weights, format="e2m1")
+    assert first.activations == dataclasses.replace(found.activations, format="e2m1")
+    assert (second.weights.per, second.weights.block, second.weights.stored.format) == ("channel", (), None)
+    assert (second.activations.format, second.activations.block) == ("none", ())
+    assert (third.activations.format, third.weights.format) == ("int8", "e5m2")
+    assert set(found.formats) == {"e4m3fn", "e8m0", "e2m1", "int8", "e5m2"}
+    assert Recipe.from_mapping(found.to_json(), "plan") == found
+
+
+def test_for_lines_of_a_recipe_come_before_those_of_its_base(tmp_path):
+    text = resources.files("fp8graph.recipes").joinpath("fp8-default.toml").read_text(encoding="utf-8")
+    (tmp_path / "base.toml").write_text(text + '[[quantize.for]]\nops = ["a"]\nformat = "e5m2"\n')
+    (tmp_path / "ours.toml").write_text('extends = "base.toml"\n[[quantize.for]]\nops = ["b"]\nformat = "int8"\n')
+    assert [(line.ops, line.weights.format) for line in recipe.load(str(tmp_path / "ours.toml")).lines] == [
+        (("b",), "int8"),
+        (("a",), "e5m2"),
+    ]
 
 
 @pytest.mark.parametrize("path", ["name", "summary", "quantize", "quantize.ops", "quantize.weights.per", "rules"])
@@ -96,6 +139,18 @@ def test_a_key_that_is_missing_is_named(path):
         ("keep", [1]),
         ("keep", [{"ops": ["a"]}]),
         ("keep", [{"ops": "a", "why": "b"}]),
+        ("quantize.for", "a"),
+        ("quantize.for", {}),
+        ("quantize.for", [1]),
+        ("quantize.for", [{"format": "int8"}]),
+        ("quantize.for", [{"ops": "a", "format": "int8"}]),
+        ("quantize.for", [{"ops": ["a"], "format": "int9"}]),
+        ("quantize.for", [{"ops": ["a"], "format": 8}]),
+        ("quantize.for", [{"ops": ["a"], "why": 1}]),
+        ("quantize.for", [{"ops": ["a"], "weights": "int8"}]),
+        ("quantize.for", [{"ops": ["a"], "weights": {"format": "none"}}]),
+        ("quantize.for", [{"ops": ["a"], "weights": {"per": "block"}}]),
+        ("quantize.for", [{"ops": ["a"], "activations": {"per": "token"}}]),
         ("schema", "fp8graph.recipe/2"),
         ("schema", "fp8graph.plan/1"),
         ("schema", 1),
@@ -111,6 +166,7 @@ def test_any_value_anywhere_is_read_or_refused():
     paths = list(DEFAULT)
     paths += [f"{a}.{b}" for a, inner in DEFAULT.items() if isinstance(inner, dict) for b in inner]
     paths += [f"quantize.{a}.{b}" for a in ("activations", "weights") for b in DEFAULT["quantize"][a]]
+    paths.append("quantize.for")
     for path in paths:
         for value in wrong:
             refusal = None

@@ -232,8 +232,8 @@ def test_of_two_formats_the_worse_row_decides(order):
     assert (format, row.status) == ("e5m2", "refused")
 
 
-def test_every_line_about_types_and_epilogues_has_a_source():
+def test_every_line_about_types_epilogues_and_blocks_has_a_source():
     for name in target.names():
         found = target.load(name)
-        for line in (*found.types, *found.epilogues):
+        for line in (*found.types, *found.epilogues, *([found.ragged] if found.ragged else [])):
             assert line.source and line.text and any(letter.isdigit() for letter in line.source)

@@ -106,6 +106,15 @@ def test_quantize_linear_or_cast_produces_the_format_from_min_opset_on(format):
     assert not allowed(format.min_opset - 1)
 
 
+# From the list of versions in onnx.proto: what each added.
+FIRST_IR = {1: "int8", 9: "e4m3fn e4m3fnuz e5m2 e5m2fnuz", 10: "int4", 11: "e2m1", 12: "e8m0", 14: "e2m3 e3m2"}
+
+
+def test_each_format_knows_the_first_ir_version_that_has_its_type():
+    listed = {name: version for version, row in FIRST_IR.items() for name in row.split()}
+    assert {format.name: format.min_ir for format in FORMATS} == listed
+
+
 def test_integer_and_exponent_formats_read_as_such():
     int8, int4, e8m0 = (formats.get(name) for name in ("int8", "int4", "e8m0"))
     assert [int8.value(code) for code in (0, 1, 127, 128, 255)] == [0, 1, 127, -128, -1]

@@ -7,6 +7,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+import fp8graph
 from fp8graph.base.errors import InputError
 from fp8graph.graph.opset import opset_of, raise_opset
 from fp8graph.runners.onnxruntime import OnnxRuntime
@@ -99,3 +100,27 @@ def test_the_other_spelling_of_the_default_domain_is_raised_too():
     raise_opset(work, 21)
     assert opset_of(work) == 21
     onnx.checker.check_model(ir.to_proto(work))
+
+
+# The types that the file holds decide.
+VERSIONS = [
+    ("fp8-default", "reference", 10),
+    ("w4a8", "reference", 10),
+    ("mxfp8", "reference", 12),
+    ("mxfp4", "reference", 12),
+    ("mxfp6", "reference", 14),
+    ("nvfp4", "reference", 11),
+    ("nvfp4", "tensorrt-rtx:sm120", 11),
+    ("fp8-block128-ue8m0", "reference", 12),
+    ("fp8-block128-ue8m0", "onnxruntime", 12),  # found in the graph, by a Cast
+    ("fp8-e5m2", "onnxruntime", 10),
+]
+
+
+@pytest.mark.parametrize(("recipe", "target", "version"), VERSIONS)
+def test_a_file_has_the_first_ir_version_that_knows_its_types(recipe, target, version):
+    proto = model("(float[4,256] x, float[256,32] w) => (float[4,32] y) { y = MatMul(x, w) }")
+    done = fp8graph.optimize(proto, recipe=recipe, target=target, data=feeds(proto, 2))
+    assert done.planned_by and done.model.ir_version == version
+    onnx.checker.check_model(done.model, full_check=not target.startswith("tensorrt"))
+    assert [item.code for item in done.findings if item.code == "FG311"] == []

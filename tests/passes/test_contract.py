@@ -15,7 +15,17 @@ from fp8graph.core.check import check
 from fp8graph.core.passes import RewritePass, Stage
 from fp8graph.testing import check_pass, corpus, outputs, planned
 
-MODELS = corpus()
+
+def _named() -> onnx.ModelProto:
+    """Products that the checkpoint they came from names: the text form has no metadata of nodes."""
+    proto = onnx.ModelProto.FromString(corpus()["gemm"].SerializeToString())
+    for node in proto.graph.node:
+        if node.op_type == "Gemm":
+            node.metadata_props.append(onnx.StringStringEntryProto(key="fp8graph.high", value="its ignore names y"))
+    return proto
+
+
+MODELS = corpus() | {"named": _named()}
 # Passes that do nothing unless they are asked to: on which models, with which options, and how they are checked.
 ASKED = {
     "write-fp4-quantization": (

@@ -67,3 +67,32 @@ def test_an_engine_computes_the_product_in_fp8(case, tmp_path):
     fp8graph.build(out, output=engine, target="tensorrt-rtx:sm89")
     found = fp8graph.attest(engine, model=out)
     assert [op.verdict for op in (*found.verdicts.values(), *found.others.values())] == ["fp8"]
+
+
+FLOORS = {
+    "clipped": f"{SIZE} most_of = ReduceMax(size, last) peak = Clip(most_of, tiny) s = Div(peak, most)",
+    "at least": f"{SIZE} most_of = ReduceMax(size, last) ratio = Div(most_of, most) s = Max(ratio, tiny)",
+    "added": f"{SIZE} most_of = ReduceMax(size, last) ratio = Div(most_of, most) s = Add(ratio, tiny)",
+    "two peaks": """high = ReduceMax(x, last) low = ReduceMin(x, last) down = Neg(low) most_of = Max(high, down)
+        peak = Clip(most_of, tiny) s = Div(peak, most)""",
+}
+
+
+@pytest.mark.parametrize("target", ["reference", "tensorrt-rtx:sm89"])
+@pytest.mark.parametrize("high", ["fp16", "bf16"])
+@pytest.mark.parametrize("case", FLOORS)
+def test_a_token_of_zeros_is_zero_in_half_precision_too(case, high, target):
+    """fp16 has no 1e-12: a floor of it, rounded, is 0, and the token 0 / 0."""
+    head = HEAD.replace("float one = {1}", "float one = {1}, float tiny = {1e-12}")
+    proto = model(f"{head} {{ {FLOORS[case]} {PAIR} m = Mul(d, s) y = MatMul(m, weight) }}")
+    seen = np.random.default_rng(7).standard_normal((3, 4, 32)).astype(np.float32)
+    asked = seen.copy()
+    asked[:, 1], asked[:, 2] = 0, asked[:, 2] * np.float32(1e-5)
+    done = fp8graph.optimize(
+        proto, target=target, high_precision_dtype=high, data={"x": seen}, allow_unquantized=True, compare=False
+    )
+    result = fp8graph.compare(proto, done.model, data={"x": asked}).outputs["y"]
+    assert result.new_nonfinite == 0 and (result.sqnr_db or 0) > {"fp16": 60, "bf16": 45}[high]
+    assert "" not in done.plan.ops
+    stays = {item.op for item in done.findings if item.code == "FG214"}
+    assert {"s", "part", "y"} <= stays and "y_unscaled" not in stays

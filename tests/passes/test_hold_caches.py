@@ -190,3 +190,15 @@ def test_a_cache_goes_through_a_document():
     assert quant is not None
     again = Plan.from_json(quant.to_json())
     assert again.caches == quant.caches and isinstance(again.caches["past_key"], Cache)
+
+
+def test_a_cache_that_attention_in_high_precision_reads_is_what_the_plan_means_and_no_warning(tmp_path):
+    """One query: the product stays in high precision, says so, and reads a cache in FP8 as was asked for."""
+    feeds = steps(queries=1)
+    out = tmp_path / "m.onnx"
+    how = {"kv_cache": "fp8", "target": "tensorrt-rtx:sm89", "high_precision_dtype": "fp16"}
+    done = fp8graph.optimize(corpus()["kv_cache"], data=feeds, output=out, **how)
+    for key in ("scores", "context"):
+        assert done.plan.ops[key].why.code == "FG304" and "in FP8 where that is held so" in done.plan.ops[key].why.text
+    for findings in (done.findings, fp8graph.check(out, target="tensorrt-rtx:sm89")):
+        assert {(item.severity, item.do) for item in findings if item.code == "FG305"} == {("info", "")}

@@ -370,3 +370,13 @@ def test_blocks_are_cut_along_an_axis_of_open_length_too(name):
             np.testing.assert_allclose(left, right, atol=0.5)
         else:
             np.testing.assert_array_equal(left, right)
+
+
+@pytest.mark.parametrize("recipe", ["fp8-dynamic-token", "fp8-dynamic", "fp8-block128", "fp8-block128-ue8m0", "mxfp8"])
+def test_tokens_of_zeros_and_nearly_so_stay_finite_where_scales_are_found_in_each_run(recipe):
+    proto = model("(float16[3,32] x, float16[32,8] w) => (float16[3,8] y) { y = MatMul(x, w) }")
+    x = np.random.default_rng(0).standard_normal((4, 3, 32)).astype(np.float16)
+    x[0], x[:, 1], x[:, 2] = 0, 0, np.float16(6e-8)
+    done = fp8graph.optimize(proto, recipe=recipe, target="reference", data={"x": x})
+    assert done.planned_by["fp8"] == 1 and done.comparison is not None
+    assert done.comparison.outputs["y"].new_nonfinite == 0 and (done.comparison.outputs["y"].sqnr_db or 0) > 20

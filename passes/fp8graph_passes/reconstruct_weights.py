@@ -1,0 +1,95 @@
+"""Round weights so that what an op computes stays what it was, its own input's losses included.
+
+What it does   For each product with a constant operand, one after the other as they depend on each other: of the input
+               as it is in the quantized model (everything before it solved already) and as it is in the original, it
+               takes second moments over the data; finds the weight that answers best for what the input has lost; and
+               rounds it column by column, each column's error made good by those behind it (GPTQ). Codes alone change:
+               the model has the same size, ops and scales.
+Why            Rounding to nearest is best for the weight by itself, not for its sums; and what activations lose on
+               their way is no one's otherwise.
+Needs          data
+Codes          none: what it finds are codes in the plan's sidecar
+Exactness      weights stay on their grid
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from fp8graph import formats
+from fp8graph.core.context import Context, OpView
+from fp8graph.core.passes import Repair
+from fp8graph.core.products import Product, product_of
+from fp8graph.data.plan import Adjust, Decision, Quant
+from fp8graph.graph.tensors import Array
+from fp8graph.numerics import cast, rounding, sidecar
+from fp8graph.numerics.blocks import block_scale
+from fp8graph.numerics.moments import Moments
+from fp8graph.numerics.scale import channel_amax, store_scales
+
+
+@dataclass(frozen=True)
+class ReconstructWeights(Repair):
+    """Rounding of weights with data, for what the op computes.
+
+    ridge   how firmly a weight is held to what it was, as a share of its input's mean square
+    damp    the same for the weight's rounding
+    """
+
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"ridge": (1e-6, 1e3), "damp": (1e-6, 1e3)}
+    learns: ClassVar[bool] = True
+
+    ridge: float = 0.05
+    damp: float = 0.01
+
+    def solve(
+        self, op: OpView, decision: Decision, ctx: Context, weights: Callable[[int], Array]
+    ) -> Sequence[tuple[Adjust, Array]]:
+        """Codes of the weight where there are moments of its operand, and they make the op's own error smaller."""
+        product, moments = product_of(op.node), ctx.moments.get(op.key)
+        if product is None or moments is None:
+            return []
+        slot = product.weight
+        quant, value = decision.inputs.get(slot), op.input(slot)
+        solved = any(item.kind == "codes" and item.slot == slot for item in decision.adjust)
+        if quant is None or value is None or solved or quant.scale.origin != "computed" or len(value.uses()) > 1:
+            return []
+        weight = weights(slot)
+        codes = self._solved(weight.astype(np.float32), quant, product, moments)
+        if codes is None:
+            return []
+        reference = sidecar.reference(f"{quant.value}.codes.{op.key}", codes)
+        return [(Adjust("codes", slot, self.name, reference, sidecar.weight_digest(weight)), codes)]
+
+    def _solved(self, weight: Array, quant: Quant, product: Product, moments: Moments) -> Array | None:
+        form = formats.get(quant.format)
+        scales = store_scales(channel_amax(weight, quant.granularity), form, quant.scale.stored)
+        effective = np.asarray(scales.effective, np.float32)
+        spread = block_scale(effective, quant.granularity, weight.shape)
+        whole = tuple(slice(0, size) for size in weight.shape)
+        scale = product.rows(np.broadcast_to(spread.part(whole), weight.shape))
+        rows = product.rows(weight)
+        groups = moments.gram.shape[0]
+        step, better = len(rows) // groups, np.empty(rows.shape, np.float32)
+        gained = False
+        for group in range(groups):
+            of = slice(group * step, (group + 1) * step)
+
+            def rounded(columns: Array, at: slice, of: slice = of) -> Array:
+                part = scale[of, at]
+                return cast.decode(cast.encode(columns / part, form), form) * part
+
+            nearest = rounded(rows[of], slice(None))
+            better[of] = nearest
+            try:
+                wanted = rounding.answered(rows[of], moments, group, self.ridge)
+                found = rounding.compensated(wanted, moments.gram[group], rounded, self.damp)
+            except np.linalg.LinAlgError:
+                continue
+            if rounding.loss(rows[of], found, moments, group) < rounding.loss(rows[of], nearest, moments, group):
+                better[of], gained = found, True
+        return cast.encode(product.back(better, weight.shape), form, effective, quant.granularity) if gained else None
