@@ -7,7 +7,7 @@ MODEL[=DATA]: DATA is what `optimize --data` takes; without it NAME.npz beside t
 data. Prints two Markdown tables: recipe by target, and what differs by model; then reasons. A cell:
 
     runs                       the reference computes it; ONNX Runtime does with the settings that `optimize` names
-    unloaded                   written, and ONNX Runtime has no kernels for its type, which `optimize` says
+    unloaded                   written, and ONNX Runtime has no kernels for the model's type, which `optimize` says
     fp8, storage, int8, ...    built, and the verdicts that `attest` gives of the planned ops
     high precision             built, and nothing is quantized
     planned                    written; there is no builder here
@@ -109,7 +109,7 @@ def computed(done: Any, out: Path, name: str) -> Cell:
 
 def failed(error: fp8graph.Fp8GraphError) -> Cell:
     """The cell of a refusal, or of an error that is none."""
-    if error.code == "FG341":
+    if error.code in ("FG341", "FG342"):
         return Cell("refused", error.why)
     if error.code == "FG150":
         return Cell("no op", error.why)

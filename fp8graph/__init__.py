@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from fp8graph.flow import calibrate as calibrate
     from fp8graph.flow import check as check
     from fp8graph.flow import compare as compare
+    from fp8graph.flow import debug_precision as debug_precision
     from fp8graph.flow import diff as diff
     from fp8graph.flow import doctor as doctor
     from fp8graph.flow import import_plan as import_plan
@@ -82,6 +83,7 @@ _HOMES = {
         "calibrate",
         "check",
         "compare",
+        "debug_precision",
         "diff",
         "doctor",
         "import_plan",

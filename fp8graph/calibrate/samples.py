@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from fp8graph.base.errors import InputError, UsageError
 from fp8graph.base.findings import Notes
-from fp8graph.calibrate.readers import feeds_json, npz, random, script
+from fp8graph.calibrate.readers import feeds_json, npz, objects, random, script
 from fp8graph.calibrate.readers.arrays import Array, InputSpec, count_of, cut, feeds
 from fp8graph.graph import coded, tensors, walk
 
@@ -173,7 +173,7 @@ def _total(data: Any, specs: list[InputSpec], batch: int | None, samples: int | 
         if isinstance(data, Mapping):
             return _count({str(name): np.asarray(array).shape for name, array in data.items()}, specs, batch)
         if not isinstance(data, Sequence):
-            return None
+            return objects.length(data, specs, batch)
         if not all(isinstance(item, (str, Path)) for item in data):
             return len(data)
         if is_random(data):
@@ -229,8 +229,10 @@ def _is_whole(uri: str | Path) -> bool:
 def _reader(
     data: Any, specs: list[InputSpec], notes: Notes, samples: int | None, batch: int | None, made: random.Random
 ) -> tuple[str, Callable[[], Iterator[dict[str, Array]]]]:
+    if objects.is_table(data) or (isinstance(data, Mapping) and any(map(objects.is_table, data.values()))):
+        return "table", lambda: _checked(objects.rows_of(data, specs, batch), specs, notes=notes)
     if isinstance(data, Mapping):
-        arrays = {str(name): np.asarray(array) for name, array in data.items()}
+        arrays = {str(name): objects.array_of(array) for name, array in data.items()}
         return f"arrays {_digest(arrays)}", lambda: _cut_feeds("the arrays given", arrays, specs, notes, batch)
     if is_random(data):
         count = samples or DEFAULT_RANDOM
@@ -246,10 +248,10 @@ def _reader(
         label = ", ".join(script.label_of(item) if _is_script(item) else Path(item).name for item in data)
         return label, lambda: itertools.chain.from_iterable(source() for source in sources)
     if callable(data):
-        return "function", lambda: _checked(_called(data), specs)
+        return "function", lambda: _checked(_called(data), specs, notes=notes)
     if isinstance(data, Iterable):
-        held = list(data)
-        return "feeds", lambda: _checked(held, specs)
+        held = list(data) if isinstance(data, Iterator) else data  # what can be read once, is read several times
+        return "feeds", lambda: _checked(held, specs, notes=notes)
     raise InputError(
         f"{data!r:.60} is no data",
         why=f"it is of type {type(data).__name__}",
@@ -264,7 +266,7 @@ def _source(
     """What reads one URI. Raises InputError FG108 where nothing is there, and what a script raises."""
     if _is_script(uri):
         function = script.function_of(uri)
-        return lambda: _checked(function(), specs, f"{uri}, ")
+        return lambda: _checked(function(), specs, f"{uri}, ", notes)
     path = Path(uri)
     if not path.exists():
         raise InputError("the data does not exist", where=str(path), do="check the path after --data", code="FG108")
@@ -321,10 +323,14 @@ def _called(function: Callable[[], Any]) -> Iterable[Any]:
     return made
 
 
-def _checked(items: Iterable[Any], specs: list[InputSpec], source: str = "") -> Iterator[dict[str, Array]]:
-    """Feeds that are whole already; `source` is what errors say in front of the sample."""
-    for index, item in enumerate(items):
+def _checked(
+    items: Iterable[Any], specs: list[InputSpec], source: str = "", notes: Notes | None = None
+) -> Iterator[dict[str, Array]]:
+    """Feeds that are whole already; `source` is what errors say in front of the sample. With `notes`, items of other
+    libraries, too."""
+    for index, given in enumerate(items):
         where = f"{source}sample {index}"
+        item = given if notes is None else objects.item_of(given, specs, notes)
         if not isinstance(item, Mapping):
             raise InputError(
                 "a feed is a mapping of arrays by input name",
@@ -333,7 +339,7 @@ def _checked(items: Iterable[Any], specs: list[InputSpec], source: str = "") -> 
                 do=script.YIELD,
                 code="FG107",
             )
-        stacked = {str(name): np.asarray(array)[None] for name, array in item.items()}
+        stacked = {str(name): objects.array_of(array)[None] for name, array in item.items()}
         for spec in specs:
             if spec.name in stacked and spec.dims is not None and stacked[spec.name].ndim != len(spec.dims) + 1:
                 raise InputError(

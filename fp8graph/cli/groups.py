@@ -325,6 +325,12 @@ class Select:
         group.add_argument(
             "--direct-io-types", action="store_true", help="inputs and outputs have that type, too, where they can"
         )
+        group.add_argument(
+            "--given-scales",
+            type=values.choice("keep", "recalibrate"),
+            metavar="HOW",
+            help="of activations that came with Q/DQ: keep, or recalibrate",
+        )
 
     @staticmethod
     def typed(args: argparse.Namespace) -> list[str]:
@@ -351,6 +357,7 @@ class Select:
             "kv_cache": args.kv_cache,
             "high_precision_dtype": args.high_precision_dtype,
             "direct_io_types": args.direct_io_types,
+            "given_scales": args.given_scales,
         }
 
 
@@ -362,7 +369,9 @@ class Scales:
         """Declares the option."""
         group = parser.add_argument_group("scales")
         group.add_argument(
-            "--calibration-method", metavar="HOW", help="absmax: the largest absolute value that was seen"
+            "--calibration-method",
+            metavar="HOW",
+            help="how observed scales are found: absmax, percentile:P, mse, entropy or pow2 (the recipe's: absmax)",
         )
 
     @staticmethod

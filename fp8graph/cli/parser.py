@@ -13,11 +13,13 @@ from fp8graph.base.errors import UsageError
 
 
 def before_dashes(tokens: Sequence[str]) -> Iterator[str]:
-    """The tokens before a `--`, after which nothing is an option."""
+    """The tokens before a `--`, after which nothing is an option, and up to a `--check`, which takes all that follows."""
     for token in tokens:
         if token == "--":
             return
         yield token
+        if token == "--check":
+            return
 
 
 def spelled(tokens: Sequence[str]) -> list[str]:

@@ -17,7 +17,7 @@ from fp8graph.cli.signals import status_of, stopping
 def run(command: str | None, rest: Sequence[str], given: Sequence[str]) -> int:
     """Runs `command` with the other arguments; `given` is the whole line, for the report of a bug."""
     tokens = spelled(rest)
-    console = Console.for_tokens(command or "", tokens, given)
+    console = Console.for_tokens(command or "", list(before_dashes(tokens)), given)
     try:
         with stopping():
             return _run(command, tokens, console)

@@ -59,7 +59,7 @@ def compare_outputs(
     if not samples:
         raise InputError("there is no sample to compare on", code="FG107", do="give --data with samples")
     outputs = {
-        name: _difference(total, found.equal[name], found.floating.get(name, False))
+        name: difference(total, equal=found.equal[name], floating=found.floating.get(name, False))
         for name, total in found.sums.items()
     }
     problems = list(found.problems)
@@ -131,7 +131,8 @@ def _parts(value: Any) -> list[np.ndarray[Any, Any]]:
     return [] if value is None else [np.asarray(value)]
 
 
-def _difference(total: ErrorSums, equal: bool, floating: bool) -> OutputDifference:
+def difference(total: ErrorSums, *, equal: bool, floating: bool) -> OutputDifference:
+    """What the sums say, without numbers that no document holds."""
     sqnr = total.sqnr_db if floating and total.count else None
     cosine, max_abs = (total.cosine, total.max_abs) if total.count else (None, None)
     return OutputDifference(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -11,12 +12,14 @@ import onnx_ir as ir
 from fp8graph.base.findings import Notes, Severity
 from fp8graph.base.progress import SILENT, Progress
 from fp8graph.core.facts import Dims, Facts
-from fp8graph.data.plan import Plan
+from fp8graph.data.plan import OpKey, Plan
 from fp8graph.data.recipe import HighChoice, Recipe
 from fp8graph.data.target import Fact, Target
 from fp8graph.graph import walk
 
 if TYPE_CHECKING:
+    from fp8graph.graph.tensors import Array
+    from fp8graph.numerics.moments import Moments
     from fp8graph.numerics.ranges import Ranges
 
 
@@ -28,6 +31,12 @@ class Context:
     ranges    None unless data was observed
     facts     what target rows may ask; dropped by the pipeline after a change
     high      high-precision type asked for: `keep`, `fp32`, `fp16` or `bf16`
+    anew      whether scales that activations came with are to be found anew
+    moments   of operands, by op, while a repair that learns from data is asked
+    costs     what quantizing an operand (op, slot) costs the model's output, noise over signal power; `noises`: how
+              that is spread over its channels, float64 [channels]; `macs`: multiply-accumulates of an op over the
+              samples; while a repair that weighs is asked. `granted`: channels by op and slot
+    found     arrays that repairs have found, by name
     """
 
     target: Target
@@ -38,6 +47,13 @@ class Context:
     notes: Notes = field(default_factory=Notes)
     facts: Facts | None = None
     high: HighChoice = "keep"
+    anew: bool = False
+    moments: Mapping[OpKey, Moments] = field(default_factory=dict)
+    found: Mapping[str, Array] = field(default_factory=dict)
+    costs: Mapping[tuple[OpKey, int], float] = field(default_factory=dict)
+    noises: Mapping[tuple[OpKey, int], Array] = field(default_factory=dict)
+    macs: Mapping[OpKey, float] = field(default_factory=dict)
+    granted: Mapping[OpKey, Mapping[int, Sequence[int]]] = field(default_factory=dict)
 
     def note(self, code: str, op: str, text: str, *, severity: Severity = "info", do: str = "") -> None:
         """Leaves a finding for the user."""

@@ -55,7 +55,7 @@ def changes_of(name: str, given: Any) -> int:
     return given
 
 
-def sequence_of(name: str, given: Any, of: type[T] | None, where: str) -> Sequence[T]:
+def sequence_of(name: str, given: Any, of: type[T] | tuple[type[T], ...] | None, where: str) -> Sequence[T]:
     """What a repair returned, where it is a sequence (of tensor names, or of pairs). Raises PassContractError FG901."""
     if isinstance(given, str) or not isinstance(given, Sequence):
         raise _broken("repair", name, where, f"it returned {_told(given)}", "return a list")

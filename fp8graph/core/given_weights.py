@@ -7,21 +7,23 @@ weight; a product for each block loses nothing, and moves more bytes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from fp8graph import formats
 from fp8graph.core.quants import contraction_axis, output_axis
-from fp8graph.data.plan import Quant
+from fp8graph.data.plan import CAME, Quant
 from fp8graph.data.recipe import Blocks
+from fp8graph.data.target import Target
 from fp8graph.formats.spec import Granularity, PerAxis, PerBlock
-from fp8graph.graph import tensors
+from fp8graph.graph import given, tensors
 from fp8graph.graph.given import Given
-from fp8graph.numerics.cast import fake_quantize
+from fp8graph.numerics.cast import decode, fake_quantize
 from fp8graph.numerics.error import ErrorSums
-from fp8graph.numerics.scale import channel_amax, store_scales
+from fp8graph.numerics.observed import peaks_of_weight
+from fp8graph.numerics.scale import store_scales
 
 # The pass that writes a product for each block: targets that take it name it among their forms.
 SPLIT = "split-weight-blocks"
@@ -46,13 +48,64 @@ def takes(wanted: str, granularity: Granularity, node: ir.Node, slot: int, rank:
     return wanted == "channel" and axis is not None and granularity == PerAxis(axis)
 
 
+def stored(target: Target, format: str) -> bool:
+    """Whether weights may be stored in a format there: FP8 other than that of its rows and its importer is not read."""
+    held = any(format in row.formats and row.status != "refused" for row in target.rows)
+    return held or formats.family(format) != "fp8" or format in (target.qdq.imports or ())
+
+
+def readable(target: Target, came: Given) -> bool:
+    """Whether a weight may lie there as it came: in its format, with blocks that divide their axis where they must."""
+    uneven = ragged(target, came.granularity, came.codes)
+    return formats.family(came.format) != "fp8" or (stored(target, came.format) and not uneven)
+
+
+def ragged(target: Target, granularity: Granularity, weight: ir.Value) -> str:
+    """Why a target does not read a weight in these blocks; empty where it does."""
+    rule, shape = target.ragged, tensors.dims(weight) or ()
+    blocks = [(size, shape[axis] or 0) for axis, size in granularity.blocks if size > 1]
+    return rule.text if rule is not None and any(rule.cuts(size, length) for size, length in blocks) else ""
+
+
+def foreign(node: ir.Node, wanted: str, target: Target) -> str:
+    """Why a product keeps its weight, which came in a format of another family than is wanted; else empty."""
+    for value in node.inputs[:2]:
+        came = given.of(value)
+        read = came is not None and readable(target, came)
+        if came is not None and read and formats.family(came.format) != formats.family(wanted):
+            return f"its weight came in {came.format} and stays so: {wanted} would round it once more"
+    return ""
+
+
+def told(
+    value: ir.Value | None, quant: Quant, target: Target, left: Callable[[ir.Value, Quant], float | None]
+) -> Iterator[tuple[str, str]]:
+    """What a plan changes of a weight that came as codes: its format, blocks that are not read; with a code to note."""
+    came = given.of(value)
+    if value is None or came is None:
+        return
+    why = ragged(target, came.granularity, value)
+    if why and came.granularity != quant.granularity:
+        yield "", f"its weight has no blocks: {why}"  # FG229 says what that costs
+    if came.format != quant.format:
+        lost = left(value, quant)
+        cost = "nothing of it is lost" if lost is None else f"{lost:.1f} dB of it are left"
+        text = f"the weight came in {came.format}, which {target.name} does not run here: it is in {quant.format}"
+        yield "FG236", f"{text}, {cost}"
+
+
 def loss(weight: ir.Value, quant: Quant) -> float | None:
     """What another rounding of a weight makes of it: SQNR in dB; None where it stays what it is."""
-    array = tensors.read(weight)
+    array, came = tensors.read(weight), given.of(weight)
     form, granularity = formats.get(quant.format), quant.granularity
-    scales = store_scales(channel_amax(array, granularity), form, quant.scale.stored)
+    if came is not None and quant.scale.rule == CAME:
+        array = came.array(ir.DataType.FLOAT)  # what the codes stand for: a weight in fp16 is that rounded once more
+        made = decode(came.codes_in(form), form, came.scales_in(form), granularity)
+    else:
+        scales = store_scales(peaks_of_weight(array, granularity, form, quant.scale.rule), form, quant.scale.stored)
+        made = fake_quantize(array, form, scales.effective, granularity)
     sums = ErrorSums()
-    sums.add(array, fake_quantize(array, form, scales.effective, granularity))
+    sums.add(array, made)
     tensors.release(weight)
     return sums.sqnr_db
 

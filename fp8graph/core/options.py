@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from fp8graph.base.errors import InputError, UsageError
 from fp8graph.base.names import OpPattern, did_you_mean
-from fp8graph.data.recipe import HighChoice, Recipe
+from fp8graph.data.recipe import GivenScales, HighChoice, Recipe
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Options:
     kv_cache                `fp8` holds caches of keys and values in FP8: inputs and outputs change their type
     high_precision_dtype    type of the high-precision part
     direct_io_types         inputs and outputs take that type, too
+    given_scales            `keep` those that activations came with, or `recalibrate`
     """
 
     op_types_to_quantize: tuple[str, ...] | None = None
@@ -35,6 +36,7 @@ class Options:
     high_precision_dtype: HighChoice | None = None
     kv_cache: Literal["keep", "fp8"] = "keep"
     direct_io_types: bool = False
+    given_scales: GivenScales | None = None
 
     def __post_init__(self) -> None:
         if self.kv_cache not in ("keep", "fp8"):
@@ -43,6 +45,9 @@ class Options:
         if self.attention not in ("auto", "off", "must-fuse"):
             what = f"--attention takes auto, off or must-fuse, not '{self.attention}'"
             raise UsageError(what, where="--attention", do="choose auto, off or must-fuse", code="FG100")
+        if self.given_scales not in (None, "keep", "recalibrate"):
+            what = f"--given-scales takes keep or recalibrate, not '{self.given_scales}'"
+            raise UsageError(what, where="--given-scales", do="choose keep or recalibrate", code="FG100")
         if self.high_precision_dtype not in (None, "keep", "fp32", "fp16", "bf16"):
             raise UsageError(
                 f"'{self.high_precision_dtype}' is no high-precision type",
@@ -78,6 +83,15 @@ class Options:
         return Options(**given)  # type: ignore[arg-type]
 
 
+@dataclass(frozen=True)
+class Way:
+    """How an op is quantized: the recipe, or what one of its lines makes of it. `by` and `why` are for the reason."""
+
+    recipe: Recipe
+    by: str
+    why: str = ""
+
+
 class Selection:
     """The patterns of options and recipe, each held to match something in the model."""
 
@@ -89,27 +103,46 @@ class Selection:
             for line in recipe.keep
             for pattern in _patterns(line.ops, f"recipe {recipe.name}: keep.ops")
         ]
+        self.recipe = recipe
+        self.lines = [
+            (pattern, line)
+            for line in recipe.lines
+            for pattern in _patterns(line.ops, f"recipe {recipe.name}: quantize.for")
+        ]
         self.types = {
             "--op-types-to-quantize": options.op_types_to_quantize,
             "--op-types-to-exclude": options.op_types_to_exclude,
         }
 
-    def check(self, ops: list[tuple[str, str, str]]) -> None:
-        """Raises UsageError FG109 for the first pattern that matches none of `ops` (key, name, op type)."""
+    def way(self, key: str, name: str, op_type: str) -> Way:
+        """How the first line that names an op quantizes it; as the recipe does all others where none names it."""
+        by = f"recipe {self.recipe.name}"
+        for pattern, line in self.lines:
+            if pattern.matches(key, name, op_type):
+                return Way(self.recipe.under(line), f"{by}: '{pattern.text}'", line.why)
+        return Way(self.recipe, by)
+
+    def check(self, ops: list[tuple[str, str, str]], able: Collection[str]) -> None:
+        """Raises UsageError FG109 for the first pattern that matches none of `ops` (key, name, op type).
+
+        A pattern that says how ops are quantized has to match one that can be: `able` are their types.
+        """
         groups = (
-            ("--nodes-to-exclude", self.exclude),
-            ("--nodes-to-quantize", self.quantize),
-            ("recipe", [p for p, _ in self.keep]),
+            ("--nodes-to-exclude", self.exclude, ops),
+            ("--nodes-to-quantize", self.quantize, ops),
+            ("recipe", [p for p, _ in self.keep], ops),
+            ("recipe: quantize.for", [p for p, _ in self.lines], [op for op in ops if op[2] in able]),
         )
-        for where, patterns in groups:
+        for where, patterns, held in groups:
             for pattern in patterns:
-                if not any(pattern.matches(*op) for op in ops):
+                if not any(pattern.matches(*op) for op in held):
                     typed = pattern.kind == "type"
-                    known = {kind for _, _, kind in ops} if typed else {n for key, name, _ in ops for n in (key, name)}
+                    known = {kind for *_, kind in held} if typed else {n for key, name, _ in held for n in (key, name)}
+                    of = "" if held is ops else f" of {', '.join(able)}"
                     raise UsageError(
                         f"the pattern '{pattern.text}' matches no op",
                         where=where,
-                        why=f"it is held against {'op types' if typed else 'op keys and node names'}",
+                        why=f"it is held against {'op types' if typed else 'op keys and node names'}{of}",
                         do=did_you_mean(pattern.body, known - {""}),
                         code="FG109",
                     )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fp8graph.core.context import Context, OpView
     from fp8graph.data.plan import Adjust, Decision
     from fp8graph.graph.tensors import Array
+    from fp8graph.numerics.ranges import Need
 
 
 class Stage(IntEnum):
@@ -128,19 +129,49 @@ class PlanRule(_Ranged, ABC):
         """The opinion on `op`; None asks the next rule. Reads weights if it must, never changes the model."""
 
 
+@dataclass(frozen=True)
+class Offer:
+    """What a repair could do for one channel of an operand.
+
+    gain   how much less noise the model's output would have, in the measure of `ctx.costs`
+    cost   multiply-accumulates that it adds
+    """
+
+    slot: int
+    channel: int
+    gain: float
+    cost: float
+
+
 class Repair(_Ranged, ABC):
     """Solves for numbers that make a decision cost less accuracy; they go into the plan, so that it replays alone.
 
     A repair sees one op and its weights at a time, never data or a runtime: what it needs of the data it names.
+
+    learns   whether it wants `ctx.moments` of the op's operand, in the model as it is quantized so far: it is asked
+             once everything in front of the op is solved, and not at all where there is no data
+    weighs   whether it makes `offers` first, of which the best over the whole model are granted, up to its option
+             `share` of the multiply-accumulates in FP8; it needs data, too
     """
+
+    learns: ClassVar[bool] = False
+    weighs: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
         """The repair's name in recipes and in the plan."""
         return pass_name(type(self))
 
-    def needs(self, op: OpView, decision: Decision) -> Sequence[str]:
-        """Tensors (scope and name) whose range it wants beside those of the plan; none by default."""
+    def needs(self, op: OpView, decision: Decision) -> Sequence[str | Need]:
+        """What it wants observed beside what the plan does; none by default. `solve` finds it in `ctx.ranges.values`.
+
+        A name (with scope) alone is that tensor's amax; `Need(name, "histogram", axis=1)` its counts, and the largest
+        value at each index of an axis.
+        """
+        return ()
+
+    def offers(self, op: OpView, decision: Decision, ctx: Context) -> Sequence[Offer]:
+        """What it could do for an op, of one that `weighs`: from `ctx.costs`, `ctx.noises` and `ctx.macs`."""
         return ()
 
     @abstractmethod

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 
+from fp8graph import formats
 from fp8graph.base.errors import UsageError
-from fp8graph.core import attention, caches, given_weights, quants
+from fp8graph.core import attention, caches, given_pairs, given_weights, quants, run_scales
 from fp8graph.core.context import Context, OpView
 from fp8graph.core.contract import holding, opinion_of
 from fp8graph.core.epilogues import note_epilogues
 from fp8graph.core.facts import Facts
-from fp8graph.core.options import Options, Selection
+from fp8graph.core.options import Options, Selection, Way
 from fp8graph.core.passes import Opinion, PlanRule
 from fp8graph.core.sharing import share_concat
 from fp8graph.data import recipe as recipes
-from fp8graph.data.plan import CAME, PAIR, Cache, Decision, High, Plan, Quant, Reason, Scale, Shapes
+from fp8graph.data.plan import CAME, Cache, Decision, High, Origin, Plan, Quant, Reason, Scale, Shapes
 from fp8graph.data.recipe import Recipe
 from fp8graph.data.target import Fact, Row, Target
 from fp8graph.formats.spec import FP32_SCALES, PerTensor
@@ -54,6 +55,7 @@ def make_plan(
     if ctx.recipe.concat:
         ops = share_concat(ops, normalized.model, facts)
     note_epilogues(ops, normalized.model, ctx, facts)
+    run_scales.hold(ops, normalized.model, ctx)
     planner.hold_recipe(ops)
     return Plan(
         structure=normalized.structure,
@@ -75,7 +77,7 @@ class _Planner:
         self.everywhere = options.fp8_everywhere or self.recipe.costly
         self.rules = [rule for rule in rules if rule.firm or not self.everywhere]
         self.selection = Selection(options, self.recipe)
-        self.selection.check([(p.key, p.node.name or "", p.node.op_type) for p in walk.walk(self.model)])
+        self.selection.check([(p.key, p.node.name or "", p.node.op_type) for p in walk.walk(self.model)], COMPUTE)
         self._finite: dict[ir.Value, bool] = {}
         self._losses: dict[tuple[ir.Value, Quant], float | None] = {}
         self._caches = caches.given_scales(self.model) if options.kv_cache == "fp8" else {}
@@ -103,28 +105,38 @@ class _Planner:
         impossible = self._impossible(op)
         if impossible is not None:
             return self._refuse(op, vote, kept, impossible, by="the graph")
-        if self.recipe.activations.format == "none" and not any(tensors.is_constant(op.input(s)) for s in (0, 1)):
-            return kept.kept(
-                Reason("FG227", f"recipe {self.recipe.name}", "it has no weight, and no more is quantized")
-            )
-        asked = op.facts | quants.policy_facts(self.recipe) | self._evenness(op) | self._blocked(op)
-        format, row = self.target.worst(op.node.op_type, self._formats(op), asked)
+        way = self._way(op)
+        came = given_pairs.whole(op, self.ctx)
+        weightless = way.recipe.activations.format == "none" and not came
+        if weightless and not any(tensors.is_constant(op.input(s)) for s in (0, 1)):
+            return kept.kept(Reason("FG227", way.by, "it has no weight, and no more is quantized"))
+        other = given_weights.foreign(op.node, way.recipe.weights.format, self.target)
+        if other and not vote.wish:
+            return kept.kept(Reason("FG230", way.by, other))
+        policy = given_pairs.facts() if came else quants.policy_facts(way.recipe) | self._evenness(op)
+        asked = op.facts | policy | self._blocked(op)
+        format, row = self.target.worst(op.node.op_type, self._formats(op, asked), asked)
         if row.status == "refused" or (row.asked and not self._asks(op, vote)):
             refused = Opinion("keep", "FG301", row.text)
             return self._refuse(op, vote, kept, refused, by=f"target {self.target.name}: {row.source}", format=format)
         if row.status == "costly" and not (self.everywhere or vote.wish):
             return kept.kept(Reason("FG304", f"target {self.target.name}: {row.source}", row.text))
-        uneven = self._uneven(op) if row.activations == "any" else None
+        uneven = self._uneven(op) if row.activations == "any" and not came else None
         if uneven is not None:
-            return self._refuse(op, vote, kept, uneven, by=f"recipe {self.recipe.name}")
-        if row.activations != "any" and self.recipe.activations.per == "block":
+            return self._refuse(op, vote, kept, uneven, by=way.by)
+        if row.activations != "any" and way.recipe.activations.per == "block" and not came:
             self.ctx.note("FG229", place.key, row.text)
         cut = self._cut(op, row)
-        slots = [s for s in (0, 1) if self.recipe.activations.format != "none" or tensors.is_constant(op.input(s))]
-        inputs = {slot: quants.ruled(self._quant(op, slot, row, cut), row.rule) for slot in slots}
+        slots = [s for s in (0, 1) if not weightless or tensors.is_constant(op.input(s))]
+        inputs = {slot: quants.ruled(self._quant(op, slot, row, cut, asked), row.rule) for slot in slots}
         told = row.weights != "any" or row.rule or row.status == "emulated"
         text = vote.opinion.text + (f"; {cut.text if cut is not None else row.text}" if told else "")
+        text += self._changed(op, inputs) + given_pairs.told(op, self.ctx)
         return replace(kept, do="quantize", why=Reason(vote.opinion.code, vote.by, text), inputs=inputs)
+
+    def _way(self, op: OpView) -> Way:
+        """How the recipe quantizes an op."""
+        return self.selection.way(op.key, op.name, op.node.op_type)
 
     def _told_in_vain(self, op: OpView, vote: _Vote) -> None:
         """Says where an op that was excluded came quantized: its Q/DQ stays, and with it FP8."""
@@ -163,18 +175,27 @@ class _Planner:
                 return _Vote(Opinion("keep", "FG205", line.why), f"recipe {self.recipe.name}: '{pattern.text}'")
         if options.attention == "off" and op.node in self.facts.attentions and op.node.op_type == "MatMul":
             return _Vote(Opinion("keep", "FG211", "attention was switched off"), "--attention off")
+        came = given_pairs.whole(op, self.ctx)
         for rule in self.rules:
+            if came and not rule.firm:
+                continue  # what pays and what costs accuracy is for numbers that are yet to be found
             with holding("rule", rule.name, f"op {op.key}"):
                 opinion = opinion_of(rule.name, rule.decide(op, self.ctx), f"op {op.key}")
             if opinion is not None:
                 return _Vote(opinion, rule.name)
         wanted = options.op_types_to_quantize or self.recipe.ops
-        if op.node.op_type in wanted and op.node.domain in ("", "ai.onnx"):
+        way = self._way(op)
+        named = way.recipe is not self.recipe and op.node.op_type in COMPUTE
+        listed = op.node.op_type in wanted or (named and not options.op_types_to_quantize)
+        if listed and op.node.domain in ("", "ai.onnx"):
             if op.node.op_type not in COMPUTE:
                 return _Vote(
                     Opinion("quantize", "FG204", f"{op.node.op_type} was asked for"), "--op-types-to-quantize", True
                 )
-            return _Vote(Opinion("quantize", "FG201", quants.told(self.recipe)), f"recipe {self.recipe.name}")
+            if came:
+                return _Vote(given_pairs.opinion(), "the model")
+            text = quants.told(way.recipe) + (f": {way.why}" if way.why else "")
+            return _Vote(Opinion("quantize", "FG201", text), way.by)
         return _Vote(Opinion("keep", "FG202", f"the recipe does not quantize {op.type}"), f"recipe {self.recipe.name}")
 
     def _impossible(self, op: OpView) -> Opinion | None:
@@ -200,16 +221,24 @@ class _Planner:
             tensors.release(value)
         return self._finite[value]
 
-    def _formats(self, op: OpView) -> list[str]:
+    def _formats(self, op: OpView, asked: Mapping[str, Fact]) -> list[str]:
         """The formats that both operands would have."""
         held = [tensors.is_constant(op.input(slot)) for slot in (0, 1)]
-        both = [(self.recipe.weights if constant else self.recipe.activations).format for constant in held]
+        moving = self._way(op).recipe.activations.format
+        both = [self._stored(op, slot, asked) if held[slot] else moving for slot in (0, 1)]
         return [format for format in both if format != "none"]
+
+    def _stored(self, op: OpView, slot: int, asked: Mapping[str, Fact]) -> str:
+        """The format of a weight: that which it came in, where the target runs it, else the recipe's."""
+        came, wanted = given.of(op.input(slot)), self._way(op).recipe.weights.format
+        if came is None or given_weights.foreign(op.node, wanted, self.target):
+            return wanted
+        return came.format if self._open(self.target.row(op.node.op_type, came.format, asked)) else wanted
 
     def _evenness(self, op: OpView) -> dict[str, Fact]:
         """Of activations in blocks: `even`, whether these are known to be whole along the last axis, `rank`, and
         `came`, whether a weight came with scales of its own; nothing where there are no blocks."""
-        size = self.recipe.activations.block
+        size = self._way(op).recipe.activations.block
         held = [tensors.is_constant(op.input(slot)) for slot in (0, 1)]
         dims = [(slot, op.input_dims(slot) or ()) for slot in (0, 1) if size and not held[slot]]
         ends = [(d, quants.contraction_axis(op.node, slot, len(d))) for slot, d in dims]
@@ -219,7 +248,7 @@ class _Planner:
 
     def _uneven(self, op: OpView) -> Opinion | None:
         """Why blocks do not fit an activation; None where they do."""
-        policy = self.recipe.activations
+        policy = self._way(op).recipe.activations
         for slot in (0, 1) if policy.per == "block" else ():
             dims = op.input_dims(slot)
             if tensors.is_constant(op.input(slot)) or dims is None:
@@ -236,7 +265,7 @@ class _Planner:
     ) -> Decision:
         if not vote.wish:
             return kept.kept(Reason(opinion.code, by, opinion.text))
-        asked = format or self.recipe.activations.format
+        asked = format or self._way(op).recipe.activations.format
         raise UsageError(
             f"{op.type} was asked for in {asked}, target '{self.target.name}' refuses it",
             where=f'op {op.key}  (name "{op.name}")',
@@ -245,24 +274,32 @@ class _Planner:
             code="FG302",
         )
 
-    def _quant(self, op: OpView, slot: int, row: Row, cut: given_weights.Cut | None) -> Quant:
+    def _quant(
+        self, op: OpView, slot: int, row: Row, cut: given_weights.Cut | None, asked: Mapping[str, Fact]
+    ) -> Quant:
         """How one operand is quantized, with scales that are as coarse as the target's row wants them."""
         value = op.input(slot)
         assert value is not None
         name, rank = self.facts.qualified(value), len(self.facts.dims(value) or ())
         if tensors.is_constant(value):
-            came = given.of(value)
-            kept = came is not None and given_weights.takes(row.weights, came.granularity, op.node, slot, rank)
-            if came is not None and (kept or (cut is not None and cut.split)):
-                return Quant(name, came.format, came.granularity, Scale("given", CAME))
+            came, format = given.of(value), self._stored(op, slot, asked)
+            if came is None:
+                return self._anew(op, slot, value, row)
+            split = cut is not None and cut.split
+            coarse = not given_weights.takes(row.weights, came.granularity, op.node, slot, rank)
+            cut_off = given_weights.ragged(self.target, came.granularity, value)
+            kept = split or not (coarse or cut_off)
+            if kept and formats.family(came.format) == formats.family(format):
+                origin: Origin = "given" if came.format == format else "computed"
+                return Quant(name, format, came.granularity, Scale(origin, CAME))
             quant = self._anew(op, slot, value, row)
-            if came is not None:
-                self._regrained(op, value, quant, row)
+            if not kept:
+                self._regrained(op, value, quant, row.text if coarse else cut_off)
             return quant
-        pair = given.pair(value)
-        if pair is not None:
-            return Quant(name, pair.format, PerTensor(), Scale("given", PAIR, pair.scale))
-        policy = quants.taken(self.recipe.activations, row.activations)
+        came_with = given_pairs.quant(op, slot, name, self.ctx, self._way(op).recipe.activations.format)
+        if came_with is not None:
+            return came_with
+        policy = quants.taken(self._way(op).recipe.activations, row.activations)
         item = self.facts.attentions.get(op.node)
         if item is not None and op.node is item.context and slot == item.probability_slot and policy.per != "block":
             scale = Scale("given", "softmax", quants.unit_scale(policy.format))
@@ -275,8 +312,10 @@ class _Planner:
 
     def _anew(self, op: OpView, slot: int, value: ir.Value, row: Row) -> Quant:
         """How a weight is rounded by the recipe."""
-        weights = self.recipe.weights
+        weights = self._way(op).recipe.weights
         blocks = quants.weight_granularity(weights, op.node, slot, len(value.shape or ()), row.weights)
+        if given_weights.ragged(self.target, blocks, value):
+            blocks = quants.weight_granularity(weights, op.node, slot, len(value.shape or ()), "channel")
         stored = weights.stored if any(size > 1 for _, size in blocks.blocks) else FP32_SCALES
         scale = Scale("computed", weights.scale, stored=stored)
         return Quant(self.facts.qualified(value), weights.format, blocks, scale)
@@ -299,11 +338,21 @@ class _Planner:
         found = next((self._caches[item] for item in caches.behind(value) if item in self._caches), None)
         return Scale("given", "checkpoint", float(np.float32(found))) if found is not None else None
 
-    def _regrained(self, op: OpView, value: ir.Value, quant: Quant, row: Row) -> None:
+    def _regrained(self, op: OpView, value: ir.Value, quant: Quant, why: str) -> None:
         """Says what it costs that a weight does not keep the scales that it came with; each weight is read once."""
         left = self._left(value, quant)
         cost = "nothing is lost" if left is None else f"{left:.1f} dB of it are left"
-        self.ctx.note("FG229", op.key, f"the weight is rounded anew ({cost}): {row.text}")
+        self.ctx.note("FG229", op.key, f"the weight is rounded anew ({cost}): {why}")
+
+    def _changed(self, op: OpView, inputs: Mapping[int, Quant]) -> str:
+        """Says which weights have another format than they came in, or lost their blocks."""
+        told = ""
+        for slot, quant in inputs.items():
+            for code, text in given_weights.told(op.input(slot), quant, self.target, self._left):
+                told += f"; {text}"
+                if code:
+                    self.ctx.note(code, op.key, text)
+        return told
 
     def _left(self, value: ir.Value, quant: Quant) -> float | None:
         if (value, quant) not in self._losses:
@@ -328,7 +377,7 @@ class _Planner:
         format nothing but the lowest of its subnormals.
         """
         depth = self.facts.captured_depth(value, op.graph)
-        return self.recipe.activations.scale + (f"*{2**depth}" if depth > 0 else "")
+        return self._way(op).recipe.activations.scale + (f"*{2**depth}" if depth > 0 else "")
 
     def _high(self, node: ir.Node) -> High:
         choice = self.ctx.high
@@ -351,7 +400,8 @@ class _Planner:
             return
         asked = quants.policy_facts(self.recipe)
         rows = {op: self.target.worst(op, self._asked_formats(self.recipe), asked)[1] for op in self.recipe.ops}
-        if not rows or any(self._open(row) for row in rows.values()):
+        lines = self.recipe.ways[1:]
+        if not rows or any(map(self._open, rows.values())) or any(self._runs(way, self.target) for way in lines):
             return
         wish = "; or --fp8-everywhere, to have it all the same" if any(row.asked for row in rows.values()) else ""
         able = [name for name in recipes.names() if self._runs(recipes.load(name), self.target)]
@@ -433,11 +483,9 @@ class _Planner:
             for key in members:
                 ops[key] = replace(ops[key], group=group)
             keepers = [key for key in products if ops[key].do == "keep"]
-            if keepers:
+            ways = {self.selection.way(key, ops[key].name, "MatMul").recipe.activations for key in products}
+            if keepers or len(ways) > 1:
+                odd = f"'{keepers[0]}' is kept" if keepers else "lines of the recipe quantize its products in two ways"
+                why = Reason("FG210", f"group {group}", f"attention is decided as one, and {odd}")
                 for key in products:
-                    if ops[key].do == "quantize":
-                        ops[key] = ops[key].kept(
-                            Reason(
-                                "FG210", f"group {group}", f"attention is decided as one, and '{keepers[0]}' is kept"
-                            )
-                        )
+                    ops[key] = ops[key].kept(why) if ops[key].do == "quantize" else ops[key]

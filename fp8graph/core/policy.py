@@ -32,15 +32,18 @@ def steps(recipe: Recipe) -> tuple[list[PlanRule], list[RewritePass | Repair]]:
                 do=did_you_mean(op_type, COMPUTE),
                 code="FG140",
             )
-    for text in (text for line in recipe.keep for text in line.ops):
+    patterns = [("keep", text) for line in recipe.keep for text in line.ops]
+    patterns += [("quantize.for", text) for line in recipe.lines for text in line.ops]
+    for table, text in patterns:
         try:
             OpPattern(text)
         except ValueError as error:
             raise UsageError(
-                "a pattern cannot be read", where=f"{where}: keep.ops", why=str(error), do="mend it", code="FG109"
+                "a pattern cannot be read", where=f"{where}: {table}.ops", why=str(error), do="mend it", code="FG109"
             ) from error
     rules = [_made(name, f"{where}: rules", {"rule": PlanRule}) for name in recipe.rules]
     passes = [_made(name, f"{where}: passes", {"pass": RewritePass, "repair": Repair}) for name in recipe.passes]
+    passes += [_made(name, f"{where}: repairs", {"repair": Repair}) for name in recipe.repairs]
     return rules, passes
 
 
@@ -76,7 +79,7 @@ def whole(recipe: Recipe, passes: Sequence[Any]) -> None:
     """Raises UsageError FG141 where none of the passes can write Q/DQ though ops are quantized, FG113 as `run_once`."""
     run_once(passes)
     writers = [item for item in passes if isinstance(item, RewritePass) and item.stage is Stage.QUANTIZE]
-    if recipe.ops and all(item.name in _TYPES_ONLY for item in writers):
+    if recipe.quantizes and all(item.name in _TYPES_ONLY for item in writers):
         raise UsageError(
             "the recipe's passes do not carry the plan out",
             where=f"recipe {recipe.name}: passes",

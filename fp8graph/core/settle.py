@@ -10,10 +10,13 @@ import numpy as np
 import onnx_ir as ir
 
 from fp8graph import formats
+from fp8graph.base.errors import InputError
 from fp8graph.base.findings import Notes
+from fp8graph.data.method import Method, parse
 from fp8graph.data.plan import Cache, Decision, OpKey, Plan, Quant, Reason
 from fp8graph.graph import tensors, walk
-from fp8graph.numerics.ranges import Ranges, Stat
+from fp8graph.numerics.observed import peak_of
+from fp8graph.numerics.ranges import Need, Ranges, Stat, joined
 from fp8graph.numerics.scale import outer_scale, scale_from_amax
 
 FP16_MAX = 65504.0
@@ -23,15 +26,20 @@ NO_DATA = "none"
 FP16_TINY = 2.0**-25
 
 
-def needs(plan: Plan, model: ir.Model) -> list[str]:
-    """Names (with scope) of the tensors whose range the plan has to learn; empty where it was settled on data.
+def needs(plan: Plan, model: ir.Model) -> list[Need]:
+    """What the plan has to learn of tensors, by name with scope; empty where it was settled on data.
 
     Of an op that is to be fp16, the range of every float tensor decides whether it can be: those are wanted where
     there is data, and no plan needs data for them alone.
     """
-    wanted = dict.fromkeys(name for q in plan.quants() if not q.settled for name in (q.value, *q.scale.over))
+    wanted = dict.fromkeys(
+        Need(name, "histogram" if _method(quant).counts else "amax")
+        for quant in plan.quants()
+        if not quant.settled
+        for name in (quant.value, *quant.scale.over)
+    )
     if plan.data:
-        return list(wanted)
+        return joined(wanted)
     scopes = walk.scope_table(model)
     for place in walk.walk(model):
         op = plan.ops.get(place.key)
@@ -45,8 +53,19 @@ def needs(plan: Plan, model: ir.Model) -> list[str]:
                 and value.dtype == ir.DataType.FLOAT
                 and isinstance(value.type, ir.TensorType)
             ):
-                wanted[walk.qualified(value, scopes)] = None
-    return list(wanted)
+                wanted[Need(walk.qualified(value, scopes))] = None
+    return joined(wanted)
+
+
+def _method(quant: Quant) -> Method:
+    """How its scale is found; a scale above others is always that of the largest value. Raises InputError FG111."""
+    rule, star, headroom = quant.scale.rule.partition("*")
+    try:
+        method = parse(("amax" if quant.scale.stored.outer else rule) + star + headroom)
+    except ValueError as error:
+        what, do = "the plan has a scale that is found in no known way", "make the plan anew: optimize without --plan"
+        raise InputError(what, where=f"tensor '{quant.value}'", why=str(error), do=do, code="FG111") from error
+    return method
 
 
 def settle(plan: Plan, ranges: Ranges, model: ir.Model, notes: Notes) -> Plan:
@@ -95,7 +114,7 @@ def _measured(quant: Quant, ranges: Ranges) -> Quant | Reason:
     """The quant with its number, or why it can have none."""
     if quant.settled:
         return quant
-    amax = 0.0
+    whole = Stat()
     for name in (quant.value, *quant.scale.over):
         stat = ranges.values.get(name, Stat())
         if not stat.count and name == quant.value:
@@ -104,13 +123,14 @@ def _measured(quant: Quant, ranges: Ranges) -> Quant | Reason:
         if stat.count and (stat.amax is None or stat.nonfinite):
             text = f"'{name}' held a NaN or an infinity: it has no finite range"
             return Reason("FG212", "calibration data", text)
-        amax = max(amax, stat.amax or 0.0)
-    headroom = float(quant.scale.rule.partition("*")[2] or 1)
-    amax = min(amax * headroom, float(np.finfo(np.float32).max))
+        whole = whole.merge(stat)
+    method = _method(quant)
+    if method.counts and whole.histogram is None:
+        method = method.plain  # of tensors in bodies only the extremes are known; the plan says so
     form, stored = formats.get(quant.format), quant.scale.stored
-    found = outer_scale(amax, form, stored) if stored.outer else scale_from_amax(np.float32(amax), form)
-    scale = float(found)
-    return replace(quant, scale=replace(quant.scale, value=scale))
+    peak = peak_of(whole, method, form)
+    found = outer_scale(peak, form, stored) if stored.outer else scale_from_amax(np.float32(peak), form)
+    return replace(quant, scale=replace(quant.scale, rule=method.text, value=float(found)))
 
 
 def _to_fp32(key: OpKey, op: Decision, text: str, notes: Notes) -> Decision:

@@ -18,6 +18,7 @@ from fp8graph.core.planner import COMPUTE
 from fp8graph.data.plan import Decision, OpKey, Plan, Quant
 from fp8graph.graph import keys, protos, tensors, walk
 from fp8graph.graph.inlining import inline
+from fp8graph.graph.opset import raise_ir_version
 from fp8graph.graph.stages import Legal, Normalized, Quantized, Source
 
 
@@ -140,6 +141,7 @@ def legalize(quantized: Quantized, pipeline: Pipeline, ctx: Context, *, verify: 
     with stage(ctx.progress, "legalizing"):
         pipeline.run(model, ctx, (Stage.LEGALIZE, Stage.CLEAN), verify=verify)
         keys.name_everything(model)
+        raise_ir_version(model)
         for item in find(model, ctx.target, planned=True):
             finding = item.finding
             if finding.severity == "error" and ours(item, ctx.plan):

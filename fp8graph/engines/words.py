@@ -72,7 +72,7 @@ TABLE: tuple[Row, ...] = (
         r"Failed to import initializer: (?!In node)(?P<op>[^\n]+)",
         "a tensor has a type that the builder does not take",
         "TensorRT takes FP8 as E4M3FN only: no E5M2, no FNUZ, no E8M0, no 16-bit integers",
-        "optimize anew for this target; import turns FNUZ weights into E4M3FN",
+        "optimize anew for this target: it writes FP8 weights of other formats in E4M3FN",
     ),
     Row(
         r"Attribute output_dtype specifies an unsupported data type",

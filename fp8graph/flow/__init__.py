@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from fp8graph.flow.benching import bench as bench
     from fp8graph.flow.checking import Checked as Checked
     from fp8graph.flow.checking import check as check
+    from fp8graph.flow.debugging import Debugged as Debugged
+    from fp8graph.flow.debugging import debug_precision as debug_precision
     from fp8graph.flow.engine import Built as Built
     from fp8graph.flow.engine import attest as attest
     from fp8graph.flow.engine import build as build
@@ -38,6 +40,8 @@ _HOME = {
     "Benched": "benching",
     "compare": "looking",
     "check": "checking",
+    "debug_precision": "debugging",
+    "Debugged": "debugging",
     "Checked": "checking",
     "import_plan": "importing",
     "Imported": "importing",

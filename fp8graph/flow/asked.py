@@ -10,6 +10,7 @@ from typing import Any
 
 from fp8graph.base.errors import UsageError
 from fp8graph.base.progress import SILENT, Progress
+from fp8graph.data.method import SPELLINGS, parse
 from fp8graph.data.plan import Profile
 from fp8graph.data.recipe import Recipe
 
@@ -156,19 +157,23 @@ def recipe(given: Any) -> str | Recipe | None:
     return given if isinstance(given, Recipe) else text(given, "recipe")
 
 
-METHODS = ("absmax", "max", "amax")  # as people and recipes call the one that there is
-
-
-def check_method(given: Any) -> None:
-    """Raises UsageError FG101 for another rule for observed scales than the largest absolute value; None is that."""
-    if given is not None and given not in METHODS:
+def method(given: Any) -> str | None:
+    """A calibration method as recipes write it; None stays None. Raises UsageError FG101 for what is none."""
+    if given is None:
+        return None
+    try:
+        found = parse(given if isinstance(given, str) else repr(given))
+        if found.headroom != 1:
+            raise ValueError("headroom is no part of it")
+    except ValueError as error:
         raise UsageError(
             f"there is no calibration method '{given}'",
             where="--calibration-method",
-            why="scales come from the largest absolute value that was seen",
-            do="--calibration-method absmax, which is the default (max is the same)",
+            why=f"{error}: scales are found by {SPELLINGS}",
+            do="--calibration-method absmax, which is the default",
             code="FG101",
-        )
+        ) from error
+    return found.text
 
 
 def wrong(name: str, given: Any, wanted: str, do: str = "") -> UsageError:

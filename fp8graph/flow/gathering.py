@@ -12,9 +12,9 @@ from fp8graph.base.errors import InputError, Interrupted, UsageError
 from fp8graph.base.files import describe, same_file, write_text
 from fp8graph.calibrate.samples import Samples
 from fp8graph.data.document import check_schema, load_json, malformed
-from fp8graph.flow import asked
+from fp8graph.flow import asked, rangefile
 from fp8graph.flow.feeding import Reading
-from fp8graph.numerics.ranges import Ranges
+from fp8graph.numerics.ranges import Need, Ranges, Stat
 
 RESUME_SUFFIX = ".resume"
 _KIND, _VERSION = "resume", 1
@@ -35,7 +35,7 @@ class Gathering:
     _earlier: Ranges | None = None
     _asked: dict[str, Any] = field(default_factory=dict)
 
-    def begin(self, feeds: Samples, source: str, wanted: Sequence[str], how: Reading) -> Samples:
+    def begin(self, feeds: Samples, source: str, wanted: Sequence[Need], how: Reading) -> Samples:
         """The samples that are left to be seen. Raises InputError FG111 (no such file of ours) or FG110 (of another
         run)."""
         part = feeds.shard(*self.shard) if self.shard is not None else feeds
@@ -43,7 +43,7 @@ class Gathering:
             "shard": list(self.shard) if self.shard is not None else None,
             "samples": how.samples,
             "batch": how.batch,
-            "wanted": sorted(wanted),
+            "wanted": sorted(need.text for need in wanted),
         }
         if not (self.resume and self.file is not None and self.file.exists()):
             return part
@@ -64,7 +64,7 @@ class Gathering:
         seen = self.with_earlier(found)
         if self.file is None or not seen.samples:
             return
-        document = {"schema": f"fp8graph.{_KIND}/{_VERSION}", **self._asked, "ranges": seen.to_json()}
+        document = {"schema": f"fp8graph.{_KIND}/{_VERSION}", **self._asked, **rangefile.whole(seen)}
         write_text(self.file, canon.pretty(document))
         raise Interrupted(
             f"{seen.samples} samples are kept in {self.file}",
@@ -80,7 +80,7 @@ class Gathering:
     def _load(self, path: Path, source: str, label: str) -> Ranges:
         document = check_schema(load_json(path, "what --resume goes on from"), _KIND, _VERSION, str(path))
         try:
-            earlier = Ranges.from_json(document["ranges"], str(path))
+            earlier = rangefile.of_whole(document, str(path))
             here = {name: document[name] for name in self._asked}
         except KeyError as error:
             raise malformed(_KIND, str(path), error) from error
@@ -121,6 +121,13 @@ def shard_of(given: Any) -> tuple[int, int] | None:
     return index, number
 
 
+def _unlike(one: Stat, other: Stat | None) -> bool:
+    """Whether two statistics of a tensor tell different things."""
+    if other is None or one.empty or other.empty:
+        return False
+    return (one.histogram is None) != (other.histogram is None) or one.channels.keys() != other.channels.keys()
+
+
 def merged(files: Any) -> Ranges:
     """Ranges of shards, joined: the same as of one run over all of their data, in whatever order they are given.
 
@@ -142,7 +149,7 @@ def merged(files: Any) -> Ranges:
                 code="FG100",
             )
         paths.append(path)
-        parts.append((str(path), Ranges.from_json(load_json(path, "the ranges"), str(path))))
+        parts.append((str(path), rangefile.read(path)))
     if not parts:
         raise UsageError("there is nothing to join", where="--merge", do="name the files of all shards", code="FG100")
     (first, whole), *rest = parts
@@ -151,6 +158,9 @@ def merged(files: Any) -> Ranges:
         lone = sorted(part.values.keys() ^ whole.values.keys())
         if lone and not why:
             why = f"'{lone[0]}' and {len(lone) - 1} other tensors are in one of them only"
+        other = next((name for name, stat in part.values.items() if _unlike(stat, whole.values.get(name))), None)
+        if other and not why:
+            why = f"of '{other}' values were counted in one of them only"
         if why:
             raise InputError(
                 "these ranges do not belong together",

@@ -22,7 +22,7 @@ from fp8graph.data import recipe as recipes
 from fp8graph.data import target as targets
 from fp8graph.data.document import load_json
 from fp8graph.data.plan import ARRAYS_SUFFIX, PLAN_SUFFIX, Plan, Shapes
-from fp8graph.flow import asked
+from fp8graph.flow import asked, rangefile
 from fp8graph.graph import tensors, walk
 from fp8graph.graph.load import DATA_DIGEST, load
 from fp8graph.graph.stages import Source
@@ -212,6 +212,24 @@ def check_direct(high: str, *, direct: bool) -> None:
         )
 
 
+def check_high(high: str, target: targets.Target, recipe: recipes.Recipe) -> None:
+    """Raises UsageError FG342 where a high-precision type is asked for in which the target computes nothing."""
+    row = target.lacks(high)
+    if row is None:
+        return
+    option = "--recipe" if recipe.high == high else "--high-precision-dtype"
+    named = option == "--recipe" and recipe.name in recipes.names()
+    other = next(each for each in ("fp16", "fp32") if target.lacks(each) is None)
+    instead = f"--recipe {other}" if named and other in recipes.names() else f"--high-precision-dtype {other}"
+    raise UsageError(
+        f"target '{target.name}' runs nothing in {high}",
+        where=f"{option} {recipe.name if named else high}, --target {target.asked or target.name}",
+        why=row.text,
+        do=f"{instead}; or --target reference, which runs {high} as well",
+        code="FG342",
+    )
+
+
 def by_kind(
     recipe: recipes.Recipe, target: targets.Target, own: Sequence[Any], *, direct: bool = False
 ) -> tuple[Pipeline, list[PlanRule], list[Repair]]:
@@ -260,7 +278,7 @@ def load_ranges(ranges: Any, source: Source) -> Ranges:
         seen, where = ranges, "the ranges given"
     else:
         file = asked.needed_path(ranges, "ranges")
-        seen, where = Ranges.from_json(load_json(file, "the ranges"), str(file)), str(file)
+        seen, where = rangefile.read(file), str(file)
     if seen.source and seen.source != (here := source_digest(source)):
         raise InputError(
             "these ranges were observed on another model",

@@ -127,6 +127,7 @@ def _checkpoint(
     with stage(progress, "reading the checkpoint", len(opened.tensors), "tensor"):
         contents = contents_of(opened)
     graph = loaded.model
+    _refuse_imported(graph, str(model) if isinstance(model, (str, Path)) else "the model")
     _raise_opset(graph)
     matched = match(graph, contents.parameters)
     unmatched = _unmatched(matched, contents)
@@ -134,7 +135,7 @@ def _checkpoint(
     findings = _judged(unmatched, globs, str(path))
     weights = {seat.parameter.name: _told(seat) for seat in matched.seats if seat.parameter.weight is not None}
     floats = len({seat.parameter.name for seat in matched.seats} | set(matched.shared)) - len(weights)
-    placing = Placing(graph)
+    placing = Placing(graph, opened.declared, matched.shared)
     placing.place(matched.seats)
     findings += _write_down(graph, contents, placing)
     made, files = _finish(graph, loaded, out, threshold)
@@ -179,6 +180,25 @@ def _check_call(path: Path, model: Any, out: Path | None, from_: str, force: boo
         given = [item for item in (path, model) if isinstance(item, (str, Path)) and Path(item).is_file()]
         check_writable(out, force=force, inputs=[Path(item) for item in given], also=(".data",))
     return kind
+
+
+def _refuse_imported(graph: ir.Model, where: str) -> None:
+    """Raises InputError FG117 where weights are codes already: there is no telling which parameter each was."""
+    from fp8graph.graph import walk
+
+    for place in walk.walk(graph):
+        codes = place.node.inputs[0] if place.node.op_type == "DequantizeLinear" and place.node.inputs else None
+        kind = codes.dtype.name if codes is not None and codes.dtype is not None else ""
+        if codes is None or not kind.startswith("FLOAT8") or not codes.is_initializer():
+            continue
+        raise InputError(
+            "the model holds weights in FP8 already",
+            where=f"{where}, initializer '{codes.name}'",
+            why=f"it is {kind} behind a DequantizeLinear, and a checkpoint is brought to a graph of floats",
+            do="give --model the file that the exporter wrote; what was imported goes on with "
+            "python -m fp8graph optimize",
+            code="FG117",
+        )
 
 
 def _raise_opset(model: ir.Model) -> None:

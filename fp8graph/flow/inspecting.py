@@ -194,9 +194,9 @@ def of_document(document: Any, path: Path) -> Contents:
 
 
 def _ranges(document: Any, path: Path) -> Contents:
-    from fp8graph.numerics.ranges import Ranges
+    from fp8graph.flow import rangefile
 
-    ranges = Ranges.from_json(document, str(path))
+    ranges = rangefile.of(document, path)
     about = {"source": ranges.source, "data": ranges.data, "samples": ranges.samples}
     seen = {name: [[list(shape), times] for shape, times in shapes.items()] for name, shapes in ranges.shapes.items()}
     values = tuple(

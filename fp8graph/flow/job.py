@@ -32,12 +32,13 @@ from fp8graph.data.plan import ARRAYS_SUFFIX, PLAN_SUFFIX, Plan, Shapes
 from fp8graph.flow import asked, given
 from fp8graph.flow.feeding import Reading
 from fp8graph.flow.gathering import Gathering
+from fp8graph.flow.repairs import repaired
 from fp8graph.graph import tensors, walk
 from fp8graph.graph.load import load
 from fp8graph.graph.protos import infer_types
 from fp8graph.graph.save import save
 from fp8graph.graph.stages import Legal, Normalized, Source
-from fp8graph.numerics.ranges import Ranges, Stat
+from fp8graph.numerics.ranges import Need, Ranges, Stat, joined
 from fp8graph.runners.onnxruntime import fill_types
 from fp8graph.runners.reference import reference
 
@@ -84,7 +85,9 @@ class Job:
         out: Any = None,
         force: bool = False,
         progress: Any = SILENT,
+        method: str | None = None,
     ) -> None:
+        self.method = method
         self.options, self.data, self.reading, self.shapes = options, data, reading, asked.shapes(shapes)
         self.verify, self.progress, self.out, self.force = (
             verify,
@@ -125,16 +128,20 @@ class Job:
             policy, aim = given.meant(self.given)
         else:
             policy = recipe if isinstance(recipe, recipes.Recipe) else recipes.load(recipe or DEFAULT_RECIPE)
+            policy = policy.measured(self.method) if self.method else policy
             aim = targets.load(target or DEFAULT_TARGET)
         if self.data is None:
             given.check_alone(self.reading.options(), self.given)
         named = [model, recipe, ranges, registry.file_of(pass_file) if pass_file else None, *self.reading.libraries]
         self._check_output(named, plan, also)
         high = self.given.asked.get("high_precision_dtype") if self.given else self.options.high_precision_dtype
+        came = self.given.asked.get("given_scales") if self.given else self.options.given_scales
         self.ctx = Context(target=aim, recipe=policy, progress=self.progress, high=high or policy.high)
+        self.ctx.anew = (came or policy.given) == "recalibrate"
         own = given.own_passes(passes, pass_file, self.given)
         direct = bool(self.given.asked.get("direct_io_types")) if self.given else self.options.direct_io_types
         given.check_direct(self.ctx.high, direct=direct)
+        given.check_high(self.ctx.high, aim, policy)
         self.pipeline, self.rules, self.repairs = given.by_kind(policy, aim, own.passes, direct=direct)
         self.extra = own.noted
         self._tell(policy, aim)
@@ -204,6 +211,9 @@ class Job:
             wanted["recipe"] = recipe if isinstance(recipe, str) else recipe.name
         if target is not None and target != self.given.target:
             wanted["target"] = target
+        if self.method and self.method != (has_method := given.meant(self.given)[0].activations.scale):
+            why = f"asked {self.method}, the plan has {has_method}"
+            raise given.contradiction("--calibration-method", why, self.given)
         if any(self.given.shapes.get(name) != profile for name, profile in (self.shapes or {}).items()):
             wanted["shapes"] = "other shapes"
         for name, value in wanted.items():
@@ -245,13 +255,13 @@ class Job:
             self._facts = shapes, facts_for(self.normalized.model, shapes)
         return self._facts[1]
 
-    def wanted(self, plan: Plan) -> list[str]:
-        """Tensors to observe: those that the plan needs, and, while it needs any, those that repairs do."""
+    def wanted(self, plan: Plan) -> list[Need]:
+        """What to observe: what the plan needs, and, while it needs anything, what repairs do."""
         own = needs(plan, self.normalized.model)
         if not own or not self.repairs:
             return own
         facts = self._facts_for(plan.shapes)
-        return list(dict.fromkeys([*own, *repairing.needs(plan, self.normalized, self.repairs, facts)]))
+        return joined([*own, *repairing.needs(plan, self.normalized, self.repairs, facts)])
 
     def settled_plan(self, ranges: Ranges | str | Path | None, *, plan_only: bool) -> Plan:
         """The plan given, or a new one, with its numbers where there is data or ranges."""
@@ -269,12 +279,12 @@ class Job:
         if not wanted or (plan.settled and seen is None and self.feeds is None):
             # Nothing to observe: what does not fit fp16 is told from constants alone.
             return self.repaired(settle(plan, Ranges("", plan.data), self.normalized.model, self.ctx.notes))
-        lacking = [name for name in wanted if seen is not None and name not in seen.values]
+        lacking = seen.lacks(wanted) if seen is not None else []
         if lacking:
             raise UsageError(
                 "the ranges lack tensors that this plan needs",
-                where=f"{len(lacking)} of {len(wanted)} tensors, first: {lacking[0]}",
-                why="they were observed for another recipe, target or high-precision type",
+                where=f"{len(lacking)} of {len(wanted)} tensors, first: {lacking[0].text}",
+                why="they were observed for another recipe, target, high-precision type or calibration method",
                 do="give --data, or observe anew: calibrate --plan with this plan",
                 code="FG120",
             )
@@ -284,7 +294,7 @@ class Job:
         if seen is None:
             raise UsageError(
                 "this plan needs data and none was given",
-                where=f"{len(wanted)} activation tensors, first: {wanted[0]}",
+                where=f"{len(wanted)} activation tensors, first: {wanted[0].tensor}",
                 why=f"recipe '{self.ctx.recipe.name}' takes activation scales from observation",
                 do="give --data FILE.npz (arrays by input name), a folder, or --ranges FILE",
                 code="FG120",
@@ -293,7 +303,7 @@ class Job:
         self.ctx.ranges = seen
         return self.repaired(settled)
 
-    def _observed(self, wanted: Sequence[str], plan: Plan) -> Ranges:
+    def _observed(self, wanted: Sequence[Need], plan: Plan) -> Ranges:
         """What the samples show; where no scale needs it and the model cannot be run, nothing, which is said."""
         try:
             return self.observe(wanted, "")
@@ -301,7 +311,7 @@ class Job:
             if error.code != "FG133" or not plan.settled:
                 raise
             self.ctx.note("FG226", "", f"whether tensors fit fp16 is not known: {error.why}", severity="warning")
-            return Ranges("", plan.data, values=dict.fromkeys(wanted, Stat()))
+            return Ranges("", plan.data, values={need.tensor: Stat() for need in wanted})
 
     def _nothing_planned(self) -> UsageError:
         """The error for --plan-only with a plan that would come out as it went in."""
@@ -315,7 +325,7 @@ class Job:
             code="FG110",
         )
 
-    def observe(self, wanted: Sequence[str], digest: str, part: Gathering | None = None) -> Ranges:
+    def observe(self, wanted: Sequence[Need], digest: str, part: Gathering | None = None) -> Ranges:
         """Runs the samples, or the part of them that is to be gathered.
 
         Raises InputError FG133 where the original model cannot be run on them either.
@@ -338,7 +348,7 @@ class Job:
         log.info("%d samples from %s, %d tensors observed", seen.samples, seen.data, len(seen.values))
         for name, stat in sorted(seen.values.items()):
             log.debug("range of %s: %g to %g in %d elements", name, stat.min, stat.max, stat.count)
-        inner = [name for name in wanted if seen.values.get(name, Stat()).nonfinite]
+        inner = [need.tensor for need in wanted if seen.values.get(need.tensor, Stat()).nonfinite]
         if broken and inner:
             raise InputError(
                 "on this data the model itself overflows: its outputs are infinite or NaN",
@@ -364,8 +374,7 @@ class Job:
     def repaired(self, plan: Plan) -> Plan:
         """The settled plan with what the repairs find; a replayed one holds that already."""
         with self.clock("repair"):
-            facts = self._facts_for(plan.shapes)
-            return repairing.repair(plan, self.normalized, self.repairs, self.ctx, facts)
+            return repaired(self, plan, self._facts_for(plan.shapes))
 
     def carry_out(self, plan: Plan) -> Legal:
         """Quantizes and legalizes by the plan."""

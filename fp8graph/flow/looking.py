@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,7 @@ def compare(
     error_quantile: Any = None,
     save_outputs: str | Path | None = None,
     load_outputs: str | Path | None = None,
+    layers: bool = False,
     force: bool = False,
     progress: Progress = SILENT,
 ) -> Comparison:
@@ -69,11 +71,12 @@ def compare(
     error_quantile         the share of elements for `quantile` (0.99)
     save_outputs           an .npz file for what A gives; without B nothing is compared
     load_outputs           such a file in place of A, which is not run; without B, A is compared with it
+    layers                 also the error of each op that both models have, local and accumulated, in the reference
     """
     from fp8graph.calibrate.samples import check_alike
     from fp8graph.compare.outputs import compare_outputs
     from fp8graph.compare.tolerance import Tolerance
-    from fp8graph.flow import asked
+    from fp8graph.flow import asked, layering
     from fp8graph.flow.feeding import Reading
     from fp8graph.graph.load import load
 
@@ -98,6 +101,8 @@ def compare(
             code="FG100",
         )
     _check_saved(saved, sides, how.libraries, data, force=force)
+    if layers:
+        layering.check(sides, stored, engines=[model for model, _ in sides if _is_engine(model)])
     if len(models) > 1:
         names = " and ".join(str(side) if isinstance(side, (str, Path)) else "a model" for side in models)
         check_alike(load(models[0]).model, load(models[1]).model, names)
@@ -106,8 +111,10 @@ def compare(
     run = sides if stored is None else sides[-1:]
     runners += [_runner(model, name, how.libraries, how.providers) for model, name in run]
     if saved is not None:
-        return _saving(saved, runners, feeds, tolerance, progress)
-    return compare_outputs(runners[0], runners[1], feeds, count=feeds.count, progress=progress, tolerance=tolerance)
+        done = _saving(saved, runners, feeds, tolerance, progress)
+    else:
+        done = compare_outputs(runners[0], runners[1], feeds, count=feeds.count, progress=progress, tolerance=tolerance)
+    return replace(done, layers=layering.measured(models, how, feeds, progress)) if layers else done
 
 
 def _check_sides(sides: Sequence[Any], saved: Path | None, stored: Path | None, *, bounded: bool) -> None:

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fp8graph.base import canon
 from fp8graph.base.errors import UsageError
-from fp8graph.base.files import WrittenFile, check_writable, describe, write_text
+from fp8graph.base.files import WrittenFile
 from fp8graph.base.findings import Finding
 from fp8graph.base.progress import SILENT, Progress
 from fp8graph.core.options import Options
@@ -17,7 +16,7 @@ from fp8graph.core.passes import PlanRule, Repair, RewritePass
 from fp8graph.data.comparison import Comparison, DefaultSession
 from fp8graph.data.plan import Plan, Shapes
 from fp8graph.data.recipe import Recipe
-from fp8graph.flow import asked
+from fp8graph.flow import asked, rangefile
 from fp8graph.flow.feeding import Reading
 from fp8graph.flow.gathering import Gathering, merged, shard_of
 from fp8graph.flow.given import source_digest
@@ -93,6 +92,7 @@ def optimize(
     kv_cache: Any = "keep",
     high_precision_dtype: Any = None,
     direct_io_types: bool = False,
+    given_scales: Any = None,
     passes: str | Sequence[RewritePass | PlanRule | Repair] | None = None,
     pass_file: str | None = None,
     compare: bool = True,
@@ -116,12 +116,12 @@ def optimize(
     val_range, input_shapes   of random data: (least, largest) and a shape by input; one range alone is for all inputs
     providers                 of ONNX Runtime: `cpu`, `cuda:0`
     direct_io_types           inputs and outputs take the high-precision type that was asked for
+    given_scales              of activations that came with Q/DQ: `keep`, or `recalibrate`
 
     Raises UnmetError where nothing can be quantized, UsageError, InputError, BackendError (`fp8graph.base.errors`).
     """
     lists = op_types_to_quantize, op_types_to_exclude, nodes_to_quantize, nodes_to_exclude
-    options = _options(lists, fp8_everywhere, attention, high_precision_dtype, kv_cache, direct_io_types)
-    asked.check_method(calibration_method)
+    options = _options(lists, fp8_everywhere, attention, high_precision_dtype, kv_cache, direct_io_types, given_scales)
     job = Job(
         options,
         data,
@@ -131,12 +131,13 @@ def optimize(
         out=output,
         force=force,
         progress=progress,
+        method=asked.method(calibration_method),
     )
     job.open(model, recipe, target, plan, passes, pass_file, ranges)
     settled = job.settled_plan(ranges, plan_only=plan_only)
     if plan_only:
         return _finished(job, settled, None, job.write_plan(settled))
-    if not any(True for _ in settled.quantized()) and not allow_unquantized and job.ctx.recipe.ops:
+    if not any(True for _ in settled.quantized()) and not allow_unquantized and job.ctx.recipe.quantizes:
         raise nothing_quantized(settled, job)
     legal = job.carry_out(settled)
     files, comparison = job.write(settled, legal, external_data_size_threshold, compare=compare)
@@ -175,6 +176,7 @@ def calibrate(
     kv_cache: Any = "keep",
     high_precision_dtype: Any = None,
     direct_io_types: bool = False,
+    given_scales: Any = None,
     passes: str | Sequence[RewritePass | PlanRule | Repair] | None = None,
     pass_file: str | None = None,
     custom_ops: Sequence[str | Path] | None = None,
@@ -203,19 +205,21 @@ def calibrate(
             code="FG100" if model is None else "FG120",
         )
     lists = op_types_to_quantize, op_types_to_exclude, nodes_to_quantize, nodes_to_exclude
-    options = _options(lists, fp8_everywhere, attention, high_precision_dtype, kv_cache, direct_io_types)
-    asked.check_method(calibration_method)
+    options = _options(lists, fp8_everywhere, attention, high_precision_dtype, kv_cache, direct_io_types, given_scales)
+    method = asked.method(calibration_method)
     how = Reading.of(samples, batch, seed, custom_ops, val_range, input_shapes, providers)
     part = Gathering(asked.path(output, "output"), shard_of(shard), bool(resume))
-    job = Job(options, data, how, out=output, force=force, progress=progress)
+    job = Job(options, data, how, out=output, force=force, progress=progress, method=method)
+    if job.out is not None:
+        rangefile.check(job.out, force=force)
     job.open(model, recipe, target, plan, passes, pass_file, also=())
     wanted = job.wanted(job.plan())
     ranges = job.observe(wanted, source_digest(job.source), part)
     if job.out is None:
         return Calibrated(ranges, (), job.ctx.notes.items())
-    write_text(job.out, canon.pretty(ranges.to_json()))
+    files = rangefile.write(job.out, ranges)
     part.finish()
-    return Calibrated(ranges, (describe(job.out),), job.ctx.notes.items())
+    return Calibrated(ranges, files, job.ctx.notes.items())
 
 
 def _merged(merge: Any, output: Any, force: bool, model: Any, data: Any) -> Calibrated:
@@ -233,9 +237,8 @@ def _merged(merge: Any, output: Any, force: bool, model: Any, data: Any) -> Cali
         return Calibrated(ranges, ())
     files = [merge] if isinstance(merge, (str, Path)) else merge
     inputs = [Path(item) for item in files if isinstance(item, (str, Path))]
-    check_writable(out, force=force, inputs=inputs)
-    write_text(out, canon.pretty(ranges.to_json()))
-    return Calibrated(ranges, (describe(out),))
+    rangefile.check(out, force=force, inputs=[*inputs, *map(rangefile.beside, inputs)])
+    return Calibrated(ranges, rangefile.write(out, ranges))
 
 
 def _options(
@@ -245,9 +248,11 @@ def _options(
     high_precision_dtype: Any,
     kv_cache: Any,
     direct: bool,
+    scales: Any,
 ) -> Options:
     """The selection, its lists as tuples in the order of `Options`. Raises UsageError FG100."""
     names = ("op_types_to_quantize", "op_types_to_exclude", "nodes_to_quantize", "nodes_to_exclude")
     first, second, third, fourth = (asked.texts(given, name) for given, name in zip(lists, names, strict=True))
     everywhere = bool(fp8_everywhere)
-    return Options(first, second, third, fourth, everywhere, attention, high_precision_dtype, kv_cache, bool(direct))
+    high, io = high_precision_dtype, bool(direct)
+    return Options(first, second, third, fourth, everywhere, attention, high, kv_cache, io, scales)

@@ -1,4 +1,4 @@
-"""The arrays of a plan: one safetensors file beside the document, which holds its digest. Read lazily."""
+"""The arrays of a plan or of ranges: one safetensors file beside the document, which holds its digest. Read lazily."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 
 from fp8graph.base.errors import InputError
 from fp8graph.base.files import sha256_of
@@ -21,18 +21,21 @@ Array = np.ndarray[Any, np.dtype[Any]]
 class Sidecar(Mapping[str, Array]):
     """The arrays in a file by name; each is read when it is asked for, and not kept."""
 
-    def __init__(self, path: Path, sha256: str) -> None:
-        """Raises InputError FG105 where the file is missing or is not the one that the document names."""
+    def __init__(self, path: Path, sha256: str, owner: str = "plan") -> None:
+        """Raises InputError FG105 where the file is missing or is not the one that the document, `owner`, names."""
         if not path.is_file():
             raise InputError(
-                "the plan's arrays are missing", where=str(path), do="keep the file beside the plan", code="FG105"
+                f"the arrays of the {owner} are missing",
+                where=str(path),
+                do=f"keep the file beside the {owner}",
+                code="FG105",
             )
         if sha256_of(path) != sha256:
             raise InputError(
-                "the plan and its arrays do not belong together",
+                f"the {owner} and the arrays beside do not belong together",
                 where=str(path),
-                why="the file's digest is not the one in the plan",
-                do="make the plan anew",
+                why=f"the file's digest is not the one in the {owner}",
+                do=f"make the {owner} anew",
                 code="FG105",
             )
         self._path = path
@@ -41,7 +44,7 @@ class Sidecar(Mapping[str, Array]):
                 self._names = sorted(file.keys())
         except (SafetensorError, OSError) as error:
             raise InputError(
-                "the plan's arrays cannot be read", where=str(path), why=str(error), code="FG105"
+                f"the arrays of the {owner} cannot be read", where=str(path), why=str(error), code="FG105"
             ) from error
 
     def __getitem__(self, name: str) -> Array:
@@ -60,9 +63,22 @@ class Sidecar(Mapping[str, Array]):
 
 def write(path: Path, arrays: Mapping[str, Array]) -> str:
     """Writes the arrays and returns the file's sha256. Same arrays, same bytes."""
-    content = save({name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)})
+    content = packed(arrays)
     path.write_bytes(content)
     return hashlib.sha256(content).hexdigest()
+
+
+def packed(arrays: Mapping[str, Array]) -> bytes:
+    """The content of such a file. Same arrays, same bytes."""
+    return bytes(save({name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}))
+
+
+def unpacked(content: bytes) -> dict[str, Array]:
+    """The arrays of such a content, all of them. Raises ValueError for any other."""
+    try:
+        return dict(load(content))
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
 
 
 def reference(name: str, array: Array) -> ArrayRef:
@@ -70,18 +86,21 @@ def reference(name: str, array: Array) -> ArrayRef:
     return ArrayRef(name, str(array.dtype), tuple(array.shape))
 
 
-def fetch(arrays: Mapping[str, Any], wanted: ArrayRef) -> Array:
+def fetch(arrays: Mapping[str, Any], wanted: ArrayRef, owner: str = "plan") -> Array:
     """The array that a reference names. Raises InputError FG105 where it is missing, or of another type or shape."""
     if wanted.name not in arrays:
         raise InputError(
-            "the plan names an array that is not there", where=wanted.name, do="make the plan anew", code="FG105"
+            f"the {owner} names an array that is not there",
+            where=wanted.name,
+            do=f"keep the .safetensors file beside the {owner}, or make it anew",
+            code="FG105",
         )
     array: Array = arrays[wanted.name]
     if str(array.dtype) != wanted.dtype or tuple(array.shape) != wanted.shape:
         raise InputError(
-            "an array of the plan is not what the plan says",
+            f"an array of the {owner} is not what the {owner} says",
             where=wanted.name,
-            why=f"it is {array.dtype}{list(array.shape)}, the plan says {wanted.dtype}{list(wanted.shape)}",
+            why=f"it is {array.dtype}{list(array.shape)}, the {owner} says {wanted.dtype}{list(wanted.shape)}",
             code="FG105",
         )
     return array

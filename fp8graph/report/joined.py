@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fp8graph.data.attestation import Attestation, OpVerdict
-from fp8graph.data.comparison import Comparison, OutputDifference
+from fp8graph.data.comparison import Comparison, LayerDifference, OutputDifference
 from fp8graph.data.plan import Decision, Plan
 
 KIND, VERSION = "report", 1
@@ -15,18 +15,19 @@ KIND, VERSION = "report", 1
 
 @dataclass(frozen=True)
 class Row:
-    """One op: the decision on it, the verdict on it, and the error of the output it makes; None where no document
-    speaks of it."""
+    """One op: the decision on it, the verdict on it, the error of the output it makes, and its error as a layer; None
+    where no document speaks of it."""
 
     key: str
     decision: Decision | None = None
     verdict: OpVerdict | None = None
     error: OutputDifference | None = None
+    layer: LayerDifference | None = None
 
     @property
     def op_type(self) -> str:
         """Operator type; empty for an output of which no other document speaks."""
-        known = self.decision or self.verdict
+        known = self.decision or self.verdict or self.layer
         return known.op_type if known is not None else ""
 
     @property
@@ -44,7 +45,7 @@ class Row:
     def to_json(self) -> dict[str, Any]:
         """The row of a report document."""
         why = self.decision.why if self.decision is not None else None
-        known = self.decision or self.verdict
+        known = self.decision or self.verdict or self.layer
         return {
             "key": self.key,
             "op_type": self.op_type,
@@ -56,6 +57,8 @@ class Row:
             "macs": None if self.verdict is None else self.verdict.macs,
             "weight_bytes": None if self.verdict is None else self.verdict.weight_bytes,
             "error": None if self.error is None else self.error.to_json(),
+            "local": None if self.layer is None else self.layer.local.to_json(),
+            "accumulated": None if self.layer is None else self.layer.accumulated.to_json(),
         }
 
 
@@ -135,6 +138,8 @@ def join(
     decisions: Mapping[str, Decision] = plan.ops if plan is not None else {}
     verdicts = {**attestation.verdicts, **attestation.others} if attestation is not None else {}
     errors = comparison.outputs if comparison is not None else {}
-    keys = dict.fromkeys([*decisions, *verdicts, *errors])
-    rows = tuple(Row(key, decisions.get(key), verdicts.get(key), errors.get(key)) for key in keys)
+    measured = comparison.layers.layers if comparison is not None and comparison.layers is not None else ()
+    layers = {item.key: item for item in measured}
+    keys = dict.fromkeys([*decisions, *verdicts, *errors, *layers])
+    rows = tuple(Row(key, decisions.get(key), verdicts.get(key), errors.get(key), layers.get(key)) for key in keys)
     return Report(rows, plan, attestation, comparison, notes)

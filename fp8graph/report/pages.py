@@ -6,6 +6,7 @@ import html
 import json
 from collections.abc import Callable, Mapping, Sequence
 
+from fp8graph.data.comparison import OutputDifference
 from fp8graph.report.joined import Report, Row
 from fp8graph.report.tables import Cell, Paint, count, facts, plain, share, table, tally, wrapped
 
@@ -116,16 +117,26 @@ def _cells(row: Row) -> list[str]:
 
 
 def _error(row: Row) -> str:
-    if row.error is None:
-        return ""
-    if row.error.equal:
+    """The error of an output; of a layer what has come together there, and what it adds by itself."""
+    if row.layer is None:
+        return _difference(row.error) if row.error is not None else ""
+    both, local = _difference(row.error or row.layer.accumulated), row.layer.local
+    return f"{both}; its own: {_ratio(local) or _difference(local)}"
+
+
+def _difference(item: OutputDifference) -> str:
+    if item.equal:
         return "equal"
     parts = [
-        f"SQNR {row.error.sqnr_db:.1f} dB" if row.error.sqnr_db is not None else "",
-        f"max {row.error.max_abs:.3g}" if row.error.max_abs is not None else "",
-        f"{row.error.new_nonfinite:,} new NaN or Inf" if row.error.new_nonfinite else "",
+        _ratio(item),
+        f"max {item.max_abs:.3g}" if item.max_abs is not None else "",
+        f"{item.new_nonfinite:,} new NaN or Inf" if item.new_nonfinite else "",
     ]
     return ", ".join(part for part in parts if part) or "differs"
+
+
+def _ratio(item: OutputDifference) -> str:
+    return f"SQNR {item.sqnr_db:.1f} dB" if item.sqnr_db is not None else ""
 
 
 def _painted(engine: str, row: Row) -> Cell:

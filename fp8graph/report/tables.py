@@ -5,6 +5,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from fp8graph.data.comparison import OutputDifference
+
 # Paints a text in a style: bold, dim, good, warn, bad. The default leaves it as it is.
 Paint = Callable[[str, str], str]
 # A cell is a text, or a style and a text.
@@ -92,6 +94,13 @@ def tally(numbers: Mapping[str, int], limit: int = 6) -> str:
     """`Relu 12, Add 9 and 3 more`, the most frequent first."""
     ordered = sorted(numbers.items(), key=lambda item: (-item[1], item[0]))
     return listed((f"{name} {number}" for name, number in ordered), limit)
+
+
+def sqnr(item: OutputDifference) -> Cell:
+    """The ratio of an output, painted by how good it is."""
+    if item.sqnr_db is None:
+        return "equal" if item.equal else "-"
+    return ("good" if item.sqnr_db >= 20 else "warn" if item.sqnr_db >= 10 else "bad", f"{item.sqnr_db:.1f} dB")
 
 
 def _cell(cell: Cell) -> tuple[str, str]:

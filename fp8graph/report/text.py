@@ -9,7 +9,8 @@ from fp8graph.base.files import WrittenFile
 from fp8graph.base.findings import Finding
 from fp8graph.data.comparison import Comparison, DefaultSession, OutputDifference
 from fp8graph.data.plan import Decision, Plan, Quant
-from fp8graph.report.tables import Cell, Paint, count, facts, listed, plain, size, table, tally, wrapped
+from fp8graph.report.layering import layers_table
+from fp8graph.report.tables import Cell, Paint, count, facts, listed, plain, size, sqnr, table, tally, wrapped
 
 _REASONS_SHOWN = 10
 # Codes of notes that an op has another type than the one asked for.
@@ -118,6 +119,7 @@ def _kind(text: str) -> str:
 def compared(comparison: Comparison, *, a: str, b: str, missed: Sequence[str] = (), paint: Paint = plain) -> str:
     """The summary of `compare`."""
     lines = [f"{b} against {a}, {count(comparison.samples, 'sample')}", "", *outputs_table(comparison, paint=paint)]
+    lines += ["", *layers_table(comparison.layers, paint=paint)] if comparison.layers is not None else []
     bad = [*comparison.problems, *missed]
     lines += ["", *(paint("bad", text) for text in bad)] if bad else []
     return "\n".join(lines)
@@ -128,7 +130,7 @@ def outputs_table(comparison: Comparison, *, paint: Paint = plain) -> list[str]:
     ordered = sorted(comparison.outputs.items(), key=lambda item: _badness(item[1]))
     shown = ordered[:_OUTPUTS_SHOWN] if len(ordered) > _OUTPUTS_SHOWN else list(comparison.outputs.items())
     rows: list[list[Cell]] = [
-        [name, _sqnr(item), _float(item.cosine, ".6f"), _float(item.max_abs, ".3g"), _remark(item)]
+        [name, sqnr(item), _float(item.cosine, ".6f"), _float(item.max_abs, ".3g"), _remark(item)]
         for name, item in shown
     ]
     lines = table(["output", "SQNR", "cosine", "max. difference", ""], rows, right=(1, 2, 3), paint=paint)
@@ -354,12 +356,6 @@ def _times(seconds: Mapping[str, float]) -> str:
     slow = sorted(((time, name) for name, time in seconds.items() if time >= 0.05), reverse=True)[:3]
     parts = ", ".join(f"{name} {time:.1f}" for time, name in slow)
     return f"{sum(seconds.values()):.1f} s" + (f"  ({parts})" if parts else "")
-
-
-def _sqnr(item: OutputDifference) -> Cell:
-    if item.sqnr_db is None:
-        return "equal" if item.equal else "-"
-    return ("good" if item.sqnr_db >= 20 else "warn" if item.sqnr_db >= 10 else "bad", f"{item.sqnr_db:.1f} dB")
 
 
 def _remark(item: OutputDifference) -> Cell:

@@ -19,6 +19,7 @@ from fp8graph.base.errors import BackendError, InputError
 from fp8graph.graph import tensors, walk
 from fp8graph.graph.protos import infer_types
 from fp8graph.graph.save import to_proto, weight_bytes
+from fp8graph.runners import early
 from fp8graph.runners.base import Feeds, Outputs
 from fp8graph.runners.expand import bfloat16, everything, small_floats, vendor_quantization
 from fp8graph.runners.providers import check_used, resolved
@@ -28,7 +29,9 @@ _DISABLED = ["ReluQuantRewrite"]
 # a bidirectional LSTM, 1.31.1 and 1.32.0), which is there for convolutions.
 _CELLS = ("LSTM", "GRU", "RNN")
 # Above this a model goes to the session as files: a protobuf ends at 2 GiB, and its copies cost memory before that.
-_IN_MEMORY = 256_000_000
+_IN_MEMORY = 32_000_000
+# Above this a model is not loaded twice.
+_TWICE = 2_000_000_000
 _TYPES = {
     "tensor(float)": ir.DataType.FLOAT,
     "tensor(float16)": ir.DataType.FLOAT16,
@@ -54,6 +57,8 @@ class OnnxRuntime:
     fuse      False computes each op alone, as it is written: what tests compare bit by bit
     libraries shared libraries with the model's own operators
     providers as `runners.providers` reads them; none: the CPU
+    aside     outputs that are computed as early as can be, so that what they read is not held for them; it costs
+              loading the model twice, and is done on the CPU, where its weights are less than 2 GB
     """
 
     def __init__(
@@ -65,16 +70,12 @@ class OnnxRuntime:
         fuse: bool = True,
         libraries: Sequence[str] = (),
         providers: Sequence[str] = (),
+        aside: Sequence[str] = (),
     ) -> None:
         import onnxruntime
 
         wanted = resolved(providers)
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4
-        options.enable_mem_pattern = False
+        options = _options(onnxruntime, threads, libraries)
         disabled: list[str] = []
         if exact:
             options.add_session_config_entry("session.disable_quant_qdq", "1")
@@ -87,8 +88,6 @@ class OnnxRuntime:
             # A packed weight takes another kernel, which adds up in another order.
             options.add_session_config_entry("session.disable_prepacking", "1")
 
-        _register(options, libraries)
-
         if not isinstance(model, Path) and any(place.node.op_type in _CELLS for place in walk.walk(model)):
             disabled = [*disabled, "NchwcTransformer"]
         expanded = model if isinstance(model, Path) else (everything.numbers if exact else bfloat16.expand)(model)
@@ -96,8 +95,20 @@ class OnnxRuntime:
         def session(given: str | bytes) -> Any:
             return onnxruntime.InferenceSession(given, options, providers=wanted, disabled_optimizers=disabled)
 
+        def sorted_session(given: str | bytes) -> Any:
+            with tempfile.TemporaryDirectory(prefix="fp8graph-", ignore_cleanup_errors=True) as folder:
+                early.save_to(options, Path(folder))
+                session(given)
+                again = _options(onnxruntime, threads, libraries)
+                early.as_it_is(onnxruntime, again)
+                path = early.sorted_model(Path(folder), aside)
+                return onnxruntime.InferenceSession(path, again, providers=wanted)
+
+        soon = aside and not isinstance(expanded, Path) and not providers and weight_bytes(expanded) < _TWICE
+        made = sorted_session if soon else session
         try:
-            self._session = session(str(expanded)) if isinstance(expanded, Path) else _from_memory(expanded, session)
+            whole = 0 if soon else _IN_MEMORY
+            self._session = made(str(expanded)) if isinstance(expanded, Path) else _loaded(expanded, made, whole)
         except Exception as error:  # onnxruntime raises its own types, all of them from Exception
             raise _failed("ONNX Runtime cannot load the model", error) from error
         check_used(wanted, self._session.get_providers())
@@ -118,6 +129,16 @@ class OnnxRuntime:
             return {name: value.numpy() for name, value in zip(self._names, made, strict=True)}
         except Exception as error:  # onnxruntime raises its own types, all of them from Exception
             raise _failed("ONNX Runtime cannot run the model", error) from error
+
+
+def _options(onnxruntime: Any, threads: int, libraries: Sequence[str]) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    options.enable_mem_pattern = False
+    _register(options, libraries)
+    return options
 
 
 def _register(options: Any, libraries: Sequence[str]) -> None:
@@ -198,8 +219,9 @@ def _held(array: np.ndarray[Any, Any]) -> Any:
     return OrtValue.ortvalue_from_numpy_with_onnx_type(np.ascontiguousarray(array).view(np.uint8), int(kind))
 
 
-def _from_memory(model: ir.Model, session: Any) -> Any:
-    if weight_bytes(model) < _IN_MEMORY:
+def _loaded(model: ir.Model, session: Any, most: int) -> Any:
+    """A session from memory, or where the weights are `most` bytes or more from files, which costs no copy of them."""
+    if weight_bytes(model) < most:
         return session(to_proto(model).SerializeToString())
     with tempfile.TemporaryDirectory(prefix="fp8graph-") as folder:
         path = Path(folder) / "model.onnx"

@@ -275,3 +275,33 @@ def test_what_cannot_be_made_up_is_a_wrong_call():
     for kind, dims in ((STRING, ["n"]), (FLOAT, None)):
         with refused(UsageError, "FG121", "no random data", "'x'"):
             read("random", inputs(("x", dims, kind)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [(BF16, ml_dtypes.bfloat16), (onnx.TensorProto.FLOAT8E4M3FN, ml_dtypes.float8_e4m3fn)]
+)
+@pytest.mark.parametrize("form", ["npz", "npy"])
+def test_a_type_that_numpy_saves_without_its_name_is_the_one_of_the_input(kind, dtype, form, tmp_path):
+    array = (numbers(4, 3) / 8).astype(dtype)
+    if form == "npz":
+        np.savez(tmp_path / "d.npz", x=array)
+    else:
+        np.save(tmp_path / "x.npy", array)
+    found, _ = read(tmp_path / ("d.npz" if form == "npz" else "x.npy"), inputs(("x", ["n", 3], kind)))
+    assert [feed["x"].dtype for feed in found] == [dtype] * 4
+    np.testing.assert_array_equal(np.concatenate([feed["x"] for feed in found]).view(np.uint8), array.view(np.uint8))
+
+
+NAMELESS = [  # type of the input, of the array, what is to be typed
+    (BF16, np.float32, "import ml_dtypes, and convert it: array.astype(ml_dtypes.bfloat16)"),
+    (HALF, np.float32, "array.astype('float16')"),
+    (FLOAT, ml_dtypes.bfloat16, "array.astype('float32'), before it is saved"),
+    (BF16, ml_dtypes.float8_e4m3fn, "array.astype(ml_dtypes.bfloat16), before it is saved"),
+]
+
+
+@pytest.mark.parametrize(("kind", "dtype", "do"), NAMELESS)
+def test_what_is_to_be_done_with_another_type_can_be_typed(kind, dtype, do, tmp_path):
+    np.savez(tmp_path / "d.npz", x=numbers(4, 3).astype(dtype))
+    with refused(InputError, "FG107", do):
+        read(tmp_path / "d.npz", inputs(("x", ["n", 3], kind)))

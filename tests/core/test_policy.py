@@ -23,6 +23,13 @@ CHANGES = {  # text of the default recipe, what it becomes, code, what is said
     "unknown format": ('format = "e4m3fn"', 'format = "e4m3"', "FG140", "'e4m3' is none of"),
     "activations per channel": ('per = "tensor"', 'per = "channel"', "FG140", "'channel' is none of tensor"),
     "an op without operands": ('"Conv", "Gemm"', '"Relu"', "FG140", "quantizes Relu"),
+    "a pattern of a line": (
+        "[high]",
+        '[[quantize.for]]\nops = ["re:("]\n[high]',
+        "FG109",
+        "a pattern cannot be read",
+    ),
+    "a key of a line": ("[high]", '[[quantize.for]]\nops = ["y"]\nfor = 1\n[high]', "FG140", "'quantize.for.for'"),
     "a pattern": ("[high]", '[[keep]]\nops = ["re:("]\nwhy = "x"\n[high]', "FG109", "a pattern cannot be read"),
 }
 

@@ -60,14 +60,13 @@ def test_it_runs_in_fp8_with_the_scales_that_it_came_with(text, high, tmp_path):
     model, engine = tmp_path / "m.onnx", tmp_path / "m.engine"
     onnx.save(from_text(text), tmp_path / "theirs.onnx")
     asked = {} if high == "keep" else {"high_precision_dtype": high}
-    done = fp8graph.optimize(
-        tmp_path / "theirs.onnx", target="tensorrt-rtx:sm89", output=model, allow_unquantized=True, **asked
-    )
-    assert done.plan.ops["y"].why.code == "FG230" and done.plan.data == "none"
+    done = fp8graph.optimize(tmp_path / "theirs.onnx", target="tensorrt-rtx:sm89", output=model, **asked)
+    assert done.plan.ops["y"].why.code == "FG230" and done.plan.data == "none" and done.planned == 1
     held = {item.name: numpy_helper.to_array(item) for item in onnx.load(model).graph.initializer}
     assert [array.shape for array in held.values() if array.dtype == ml_dtypes.float8_e4m3fn and array.size > 1]
     scales = sorted(float(array) for array in held.values() if array.dtype != ml_dtypes.float8_e4m3fn)
     assert np.allclose(scales, [0.0021, 0.017], rtol=1e-3) and len(held) <= 4
     fp8graph.build(model, output=engine, target="tensorrt-rtx:sm89")
     attested = attest_engine(engine, model, None)
+    assert not attested.others
     assert {key: item.verdict for key, item in attested.verdicts.items()} == {"y": "fp8"}

@@ -74,7 +74,7 @@ def test_ranges_that_were_joined_are_taken_like_those_of_one_run(place, capsys):
         ({"model": None, "data": None, "merge": ["all.json", "m.onnx"]}, InputError, "FG111", "the ranges"),
         ({"model": None, "data": None, "merge": ["all.json", "none.json"]}, InputError, "FG111", "does not exist"),
         ({"model": None, "data": None, "merge": "all.json", "output": "all.json"}, UsageError, "FG103", "all.json"),
-        ({"calibration_method": "entropy"}, UsageError, "FG101", "--calibration-method absmax"),
+        ({"calibration_method": "kl"}, UsageError, "FG101", "--calibration-method absmax"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_joined_or_cut_is_refused_and_nothing_is_written(place, call, error, code, says):

@@ -280,13 +280,18 @@ def test_what_is_quantised_already_keeps_its_scales_and_the_rest_is_quantised(ki
         zero = TensorProto(name=name.replace("s", "zero"), data_type=kind, dims=shape, raw_data=bytes(max([1, *shape])))
         proto.graph.initializer.extend([numpy_helper.from_array(number, name), zero])
     done = optimized(proto, feeds(proto), floor=14)
-    assert done.plan.ops["h"].why.code == "FG230" and done.planned == 1
-    assert held(done.model, "s", "ws") == held(proto, "s", "ws")
+    int8 = kind == TensorProto.INT8
+    assert done.plan.ops["h"].why.code == "FG230" and done.planned == (1 if int8 else 2)
+    came = [quant.scale.origin for quant in done.plan.ops["h"].inputs.values()]
+    assert came == ([] if int8 else ["given", "given" if kind == TensorProto.FLOAT8E4M3FN else "computed"])
+    if int8:
+        assert held(done.model, "s", "ws") == held(proto, "s", "ws")
     # a weight behind Q is folded into its codes where they are FP8
-    left = 3 if kind == TensorProto.INT8 else 2
-    assert sum(node.op_type == "QuantizeLinear" for node in done.model.graph.node) == left
-    with refused(UnmetError, "FG150", "FG230", "its scale is kept"):
-        fp8graph.optimize(done.model, data=feeds(proto))
+    assert sum(node.op_type == "QuantizeLinear" for node in done.model.graph.node) == (3 if int8 else 2)
+    again = fp8graph.optimize(done.model, allow_unquantized=True)  # nothing is left to be observed
+    assert again.plan.ops["y"].inputs[0].scale.value == done.plan.ops["y"].inputs[0].scale.value
+    with refused(UnmetError, "FG150", "FG230" if int8 else "FG203"):
+        fp8graph.optimize(done.model, nodes_to_exclude=["y"] if int8 else ["y", "h"])
 
 
 def test_strings_integers_and_booleans_come_in_as_they_are():

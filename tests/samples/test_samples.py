@@ -247,6 +247,23 @@ def test_an_engine_for_two_chips_is_built_and_attested(tmp_path: Path):
     assert again.err.startswith("error[FG102]")  # nothing is overwritten without --force
 
 
+@needs_rtx
+@pytest.mark.parametrize("target", ["reference", "tensorrt-rtx:sm89"])
+def test_a_recipe_mixes_formats_by_pattern_and_the_engine_runs_each(target: str, tmp_path: Path):
+    """INT8 in the first block, a head that is stored, E4M3 in all others."""
+    out, digits = tmp_path / "mixed.onnx", SAMPLES / "digits"
+    recipe, data = SAMPLES / "mixed_formats.toml", digits / "calibration.npz"
+    done = fp8graph.optimize(digits / "cnn.onnx", output=out, recipe=str(recipe), data=data, target=target)
+    planned = {key: op.precision for key, op in done.plan.quantized()}
+    said = {key: "int8" if "/blocks.0/" in key else "storage" if key == "logits" else "fp8" for key in planned}
+    assert planned == said and sorted(set(said.values())) == ["fp8", "int8", "storage"]
+    assert done.comparison is not None and (done.comparison.outputs["logits"].sqnr_db or 0) > 25
+    if target != "reference":
+        fp8graph.build(out, output=tmp_path / "mixed.engine", target=target)
+        attested = fp8graph.attest(tmp_path / "mixed.engine", model=out)
+        assert {key: each.verdict for key, each in attested.verdicts.items()} == planned
+
+
 @pytest.mark.parametrize(
     ("more", "status", "code"),
     [

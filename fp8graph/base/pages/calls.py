@@ -183,6 +183,14 @@ CODES = (
         "Give a multiple of the batch size, or --batch N where the model's batch is dynamic.",
     ),
     Code(
+        "FG123",
+        "the metric cannot be used",
+        "--metric names a function of your own whose file cannot be run, or that failed, or gave no number.",
+        "Plans are judged by what it returns; without a number there is nothing to go by.",
+        "Write def FUNCTION(pairs): it gets an iterator of (feeds, outputs), two mappings of arrays by name, in the "
+        "order of the samples, and returns one number, more for better.",
+    ),
+    Code(
         "FG130",
         "a result could not be written",
         "The disk is full, a permission is missing, or the file system refused.",
@@ -231,5 +239,24 @@ CODES = (
         "No operator of this model ends up in low precision. The findings give a reason for each that was considered.",
         "A model written under a new name with nothing changed would pass for a quantized one; none was written.",
         "Read the reasons; FG3xx are the target's. --allow-unquantized makes it status 0 and writes the model.",
+    ),
+    Code(
+        "FG151",
+        "no plan holds the accuracy",
+        "The accuracy that was asked for is out of reach: not even the plan with the fewest operators in low precision "
+        "that the search may make holds it on the samples that plans were judged on. The best that was seen is named.",
+        "A model that misses what was asked for would be taken for one that holds it; none was written.",
+        "Ask for what was reached, or less; --high-precision-dtype fp32 where the high-precision part is what costs; "
+        "give more data, so that scales and judgement rest on more.",
+    ),
+    Code(
+        "FG152",
+        "it is not good even with everything in high precision",
+        "`debug precision` asked first about the model with every operator in high precision, and the command after "
+        "--check, or the bounds, called that bad.",
+        "No set of operators to keep can be found then: the judge would call the original model bad, too, or the "
+        "high-precision part alone (fp16, folded constants) loses more than the bounds allow.",
+        "Run the command on the original model; see with -v what it prints. Bounds: ask for less, or make the plan "
+        "with --high-precision-dtype fp32.",
     ),
 )

@@ -8,7 +8,8 @@ CODES = (
     Code(
         "FG201",
         "quantized by the recipe",
-        "The recipe quantizes operators of this type, and nothing spoke against it.",
+        "The recipe quantizes operators of this type, or a [[quantize.for]] line of it selects this one (the reason "
+        "then quotes the pattern), and nothing spoke against it.",
         "This is the usual reason of a quantized operator.",
         "Nothing. To keep it nevertheless: --nodes-to-exclude 'KEY'.",
     ),
@@ -216,9 +217,12 @@ CODES = (
     Code(
         "FG230",
         "quantized already",
-        "The model came with scales for this operator; they were taken over.",
-        "Numbers found in training are better than those that calibration would find.",
-        "Nothing. To calibrate anew, start from the unquantized model.",
+        "The model came with scales for this operator. Where both operands have them, in a format that the recipe quantizes "
+        "to, the plan takes them over (origin `given`) and needs no data for them; else the operator stays as it came, "
+        "with its Q/DQ.",
+        "Numbers found in training are better than those that calibration would find, and a second rounding adds noise.",
+        "Nothing. --given-scales recalibrate finds the scales of activations anew; --nodes-to-exclude takes the Q/DQ of an "
+        "operator out that was taken over.",
     ),
     Code(
         "FG231",
@@ -254,6 +258,48 @@ CODES = (
         "Engines take FP8 from QuantizeLinear with constant scales alone: the product behind it runs in high "
         "precision, or the model is not built.",
         "Export with one constant scale for each activation, or export the float model and let `optimize` quantize it.",
+    ),
+    Code(
+        "FG236",
+        "a weight has another format than it came in",
+        "A weight came as codes of E5M2 or of an FNUZ format, which the target does not run. Its codes are written in "
+        "the recipe's format; its scales are those that it came with, times a power of two.",
+        "The power of two changes no digit: only values far below the largest are rounded. The text says what is left.",
+        "Nothing. --target reference keeps the weight as it came.",
+    ),
+    Code(
+        "FG237",
+        "kept: the checkpoint names it",
+        "The model came from a checkpoint whose config lists this layer among those that are not quantized "
+        "(modules_to_not_convert, ignored_layers, ignore or exclude_modules), and whose weight of it is no FP8.",
+        "Whoever made the checkpoint measured it with this layer in high precision.",
+        "Nothing. --nodes-to-quantize asks for it all the same.",
+    ),
+    Code(
+        "FG238",
+        "kept for the accuracy that was asked for",
+        "A search (--min-sqnr, --max-drop), `sensitivity` or `debug precision` found that the model is accurate enough "
+        "where this operator stays in high precision. The reason says what FP8 costs there: its part of the noise, and "
+        "its part of the multiply-accumulates.",
+        "Those are given up first that cost the most accuracy for the least FP8 arithmetic.",
+        "Nothing. A lower bound gives more FP8; --nodes-to-quantize asks for this one all the same.",
+    ),
+    Code(
+        "FG239",
+        "an operand in two FP8 terms",
+        "A part of the operand's channels is summed over twice, the second time with what rounding to FP8 has lost: "
+        "x = hi + lo / 16, both in FP8 with one scale.",
+        "These channels cost the output most of its noise for the multiply-accumulates that they add; all of them "
+        "together add no more than the repair split-terms may (its option `share`).",
+        "Nothing. Leave split-terms out of the recipe's repairs to have every operand in one term.",
+    ),
+    Code(
+        "FG240",
+        "repairs were left out",
+        "The recipe names repairs that learn from data, and there are no samples (or random ones): ranges alone do "
+        "not do.",
+        "They solve for what the model computes on real inputs.",
+        "Give --data FILE, or a plan that holds what they have found (--plan).",
     ),
     Code(
         "FG232",

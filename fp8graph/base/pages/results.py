@@ -20,6 +20,15 @@ CODES = (
         "Use more and real calibration data; keep sensitive operators with --nodes-to-exclude; measure your metric.",
     ),
     Code(
+        "FG403",
+        "the models have no layer in common",
+        "No op of the two models goes under the same key (the name of its output), and no two ops that share a node "
+        "name are of one type.",
+        "Layers that only look alike would be measured against each other, and the table would be believed.",
+        "Compare a model with what was made of it. Exporters that rename tensors between two exports leave only the "
+        "outputs to compare: leave --layers out.",
+    ),
+    Code(
         "FG501",
         "the engine does not do what the plan says",
         "The engine computes the operator in another precision than planned.",

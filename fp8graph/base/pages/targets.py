@@ -268,8 +268,9 @@ CODES = (
         "scales do not fit their tensor",
         "A list of scales has the wrong length, its axis does not exist, its blocks do not divide the tensor; or "
         "weights are joined behind their DequantizeLinear.",
-        "The build fails.",
-        "Quantize anew: one scale, or one for each index of the output channels' axis.",
+        "The build fails; or, where the number of scales divides the axis and the blocks do not, the engine applies "
+        "them to blocks of another size.",
+        "Quantize anew: one scale, or one for each index of the output channels' axis: what `optimize` writes.",
     ),
     Code(
         "FG336",
@@ -312,6 +313,13 @@ CODES = (
         "The target's table refuses the recipe's formats, or where its scales lie, for every operator of the recipe.",
         "A result would be computed in high precision, or not at all.",
         "Choose one of the recipes that the message lists, or another target.",
+    ),
+    Code(
+        "FG342",
+        "the target runs nothing in the type asked for",
+        "The recipe or --high-precision-dtype asks for a type in which the target has no kernels.",
+        "The result would not load there.",
+        "Take another type, such as fp16, or another target. A model that came in the type is written all the same.",
     ),
     Code(
         "FG390",

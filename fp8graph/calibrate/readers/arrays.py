@@ -159,12 +159,19 @@ def _same_kind(array: Array, spec: InputSpec, where: str) -> Array:
     for kind in (spec.dtype, spec.stands_for):
         if kind is not None and array.dtype.newbyteorder("=") == kind:
             return array.astype(kind)
-    raise _unfit(
-        f"the input '{spec.name}' has type {array.dtype}",
-        where,
-        why=f"the model wants {spec.dtype}",
-        do=f"convert it: array.astype('{spec.dtype}')",
-    )
+        if kind is not None and _nameless(array) and kind.kind == "V" and kind.itemsize == array.dtype.itemsize:
+            return array.view(kind)
+    do = f"convert it: array.astype('{spec.dtype}')"
+    if spec.dtype.kind == "V":  # no type of numpy's own
+        do = f"import ml_dtypes, and convert it: array.astype(ml_dtypes.{spec.dtype})"
+    if _nameless(array):
+        do = f"{do}, before it is saved: .npy files hold bytes without a name of types that are not numpy's own"
+    raise _unfit(f"the input '{spec.name}' has type {array.dtype}", where, why=f"the model wants {spec.dtype}", do=do)
+
+
+def _nameless(array: Array) -> bool:
+    """Whether elements are bytes without a meaning: what numpy makes of bf16 and FP8 when it saves them."""
+    return array.dtype.kind == "V" and array.dtype.names is None and array.dtype.name.startswith("void")
 
 
 def _unfit(what: str, where: str, why: str = "", do: str = "give data for this model") -> InputError:

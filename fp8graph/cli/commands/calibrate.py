@@ -131,4 +131,5 @@ def _next(args: argparse.Namespace, model: str) -> str:
     for option in ("plan", "recipe", "target"):
         if value := getattr(args, option):
             words += [f"--{option}", value]
+    words += ["--calibration-method", args.calibration_method] if args.calibration_method else []
     return "python -m fp8graph " + shlex.join([*words, *Select.typed(args)])

@@ -3,6 +3,7 @@
 Each side may name a runner: m.onnx@onnxruntime is ONNX Runtime as users run it, the default is the exact reference.
 Without a tolerance it measures: status 1 only where shapes or types differ, or B has a NaN or Inf where A has none.
 With one, an element is close where its difference is within --atol or within --rtol times that of B.
+--layers shows where the error starts: of each op what it adds by itself, and what has come together by then.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ USAGE = "compare A B --data URI ... [--min-sqnr DB] [--atol X] [--rtol X]"
 EXAMPLES = (
     "compare m.onnx m.fp8.onnx --data eval.npz --min-sqnr 25",
     "compare m.onnx m.fp8.onnx@onnxruntime --data eval.npz --json",
+    "compare m.onnx m.fp8.onnx --data eval.npz --layers",
     "compare m.onnx m.fp8.onnx --data eval.npz --atol 1e-2 logits:1e-1 --rtol 1e-2 --check-error-stat mean",
     "compare m.onnx --data eval.npz --save-outputs m.npz",
     "compare m.fp8.onnx --data eval.npz --load-outputs m.npz",
@@ -35,6 +37,7 @@ def configure(parser: Parser) -> None:
     group.add_argument("b", nargs="?", metavar="B", help="what is measured against it")
     group.add_argument("--save-outputs", metavar="F", help="write what A gives as .npz; without B nothing is compared")
     group.add_argument("--load-outputs", metavar="F", help="take A's outputs from there; A need not be named then")
+    group.add_argument("--layers", action="store_true", help="also the error of each layer, local and accumulated")
     group.add_argument("--force", action="store_true", help="overwrite files that exist")
     Tolerance.add(parser)
     Data.add(parser)
@@ -61,6 +64,7 @@ def run(args: argparse.Namespace, console: Console) -> Outcome:
         **bounds,
         save_outputs=args.save_outputs,
         load_outputs=args.load_outputs,
+        layers=args.layers,
         force=args.force,
         progress=console.progress,
     )

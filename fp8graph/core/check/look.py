@@ -57,6 +57,13 @@ class Look:
         """Whether anything in the model is in FP8."""
         return any(family(self.reading.format(place.node)) == "fp8" for place in self.pairs)
 
+    def other_format(self, weight: bool) -> str:
+        """What to do about FP8 that the target does not import: weights behind DequantizeLinear `optimize` rewrites."""
+        name = self.target.asked or self.target.name
+        if weight and not self.planned:
+            return f"python -m fp8graph optimize MODEL -o OUT --target {name} writes it in e4m3fn"
+        return "take its Q/DQ out of the model, or optimize the one that it was made of; --target reference runs it"
+
     def found(
         self, code: str, place: walk.Place | None, text: str, do: str = "", severity: Severity = "warning"
     ) -> Found:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from fp8graph.core.check.look import Found, Look
 from fp8graph.core.forecast import FIX, is_product
 from fp8graph.core.reading import attribute, given, is_dequantizer, is_quantizer
+from fp8graph.data.target import Ragged
 from fp8graph.formats import family
 from fp8graph.graph import tensors, walk
 
@@ -32,6 +33,8 @@ def find(look: Look) -> Iterator[Found]:
             yield from _types(look, place)
             yield from _shape(look, place)
             yield from _codes(look, place)
+        if look.target.ragged is not None:
+            yield from _ragged(look, place, look.target.ragged)
         yield from _pair(look, place)
     if look.table.engine:
         yield from _idle(look)
@@ -98,7 +101,8 @@ def _types(look: Look, place: walk.Place) -> Iterator[Found]:
     format = look.reading.format(node)
     if imports is not None and format not in imports and (is_quantizer(node) or look.reading.source(node) is None):
         text = f"{format} is not imported by {look.target.name}: FP8 is e4m3fn there"
-        yield look.found("FG330", place, text, "quantize anew to e4m3fn: --recipe fp8-default", "error")
+        weight = is_dequantizer(node) and look.reading.constant(given(node, 0))
+        yield look.found("FG330", place, text, look.other_format(weight), "error")
     codes = tensors.word(look.reading.dtype(given(node, 0)))
     if node.op_type == "TRT_FP8DequantizeLinear" and codes not in ("", "e4m3fn"):
         text = f"TRT_FP8DequantizeLinear reads {codes}: it takes FP8 tensors, no bytes"
@@ -125,12 +129,24 @@ def _shape(look: Look, place: walk.Place) -> Iterator[Found]:
         why = f"there are {scales[0]} scales for the {shape[axis]} indices of axis {axis}"
     elif len(scales) == len(shape) > 1:
         whole = zip(shape, scales, strict=True)
-        if any(size and count and size % count for size, count in whole):
+        if not attribute(node, "block_size") and any(size and count and size % count for size, count in whole):
             why = "the scales' blocks do not divide the tensor"
     elif len(scales) > 1:
         why = f"the scales have rank {len(scales)}, the tensor {len(shape)}"
     if why:
         yield look.found("FG335", place, f"{why}: the importer refuses it", "quantize anew", "error")
+
+
+def _ragged(look: Look, place: walk.Place, rule: Ragged) -> Iterator[Found]:
+    """Blocks whose last one is cut."""
+    node, size = place.node, attribute(place.node, "block_size")
+    shape, axis = look.reading.shape(given(node, 0)), attribute(place.node, "axis", 1)
+    if not size or shape is None or not -len(shape) <= axis < len(shape) or not rule.cuts(size, shape[axis] or 0):
+        return
+    do = f"python -m fp8graph optimize MODEL -o OUT --target {look.target.asked or look.target.name}"
+    do = f"{do} writes a weight otherwise" if not look.planned else "quantize anew, with blocks that do"
+    text = f"blocks of {size} do not divide axis {axis} of {shape[axis]}: {rule.text}"
+    yield look.found("FG335", place, text, do, "error")
 
 
 def _codes(look: Look, place: walk.Place) -> Iterator[Found]:

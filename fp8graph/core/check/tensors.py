@@ -65,7 +65,7 @@ def _imported(look: Look, place: walk.Place, slot: int, value: ir.Value | None) 
     told = quantizes and look.reading.format(place.node) == kind and family(kind) == "fp8"  # with its pair
     if kind not in imports and not told:
         text = f"'{value.name}' is {kind}, which {look.target.name} does not import"
-        yield look.found("FG330", place, text, "quantize anew to e4m3fn", "error")
+        yield look.found("FG330", place, text, look.other_format(quantizes and family(kind) == "fp8"), "error")
     elif family(kind) == "fp4" and slot == 0 and (bad := [c for c in look.target.chips if c not in look.table.fp4]):
         text = f"'{value.name}' is {kind}, for which {', '.join(bad)} has no arithmetic"
         yield look.found("FG330", place, text, f"--target {look.target.name}:{'+'.join(look.table.fp4)}", "error")

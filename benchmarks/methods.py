@@ -1,0 +1,125 @@
+"""What each way to find a scale is worth: the output's SQNR on data that no scale was taken from.
+
+    python benchmarks/methods.py [MODEL=CALIBRATION=EVALUATION ...] [--bench FOLDER] [--limit N] [--json]
+
+Each model is observed once. Then every Conv, Gemm and MatMul is quantized (recipe `fp8-full`, target `reference`) with
+each method, and held against the original on the evaluation data. `--bench`: a folder whose `score.py` has `Bench` with
+`entries`, `model(name)` and `data(name, "calib" or "eval", limit)`. Without models: the digits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+
+import fp8graph
+from fp8graph.data import recipe as recipes
+from fp8graph.numerics.ranges import Ranges
+
+METHODS = ("amax", "pow2", "percentile:99.99", "entropy", "mse")
+_DIGITS = Path(__file__).resolve().parents[1] / "samples" / "digits"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method for activations, one for weights, and what the largest values are taken times."""
+
+    activations: str
+    weights: str = "amax"
+    times: float = 1.0
+
+    @property
+    def title(self) -> str:
+        """Head of its column."""
+        times = f" x {self.times:.2f}" if self.times != 1 else ""
+        return f"{self.activations}{times}" + (f", weights {self.weights}" if self.weights != "amax" else "")
+
+
+VARIANTS = (
+    *(Variant(method) for method in METHODS),
+    *(Variant("amax", times=2 ** (step / 4)) for step in (1, 2, 3)),
+    Variant("amax", "mse"),
+    Variant("mse", "mse"),
+)
+
+
+def scaled(ranges: Ranges, times: float) -> Ranges:
+    """Ranges as if all values had been that much larger, as far as their extremes tell."""
+    values = {
+        name: replace(stat, min=float(np.float32(stat.min * times)), max=float(np.float32(stat.max * times)))
+        for name, stat in ranges.values.items()
+    }
+    return replace(ranges, values=values)
+
+
+def measured(model: Any, calibration: Any, evaluation: Any, batch: int | None) -> Iterator[tuple[str, float]]:
+    """SQNR in dB of each variant: the least of all outputs."""
+    base, target = recipes.load("fp8-full"), "reference"
+    seen = fp8graph.calibrate(
+        model, data=calibration, batch=batch, recipe=base, target=target, calibration_method="mse"
+    ).ranges
+    for variant in VARIANTS:
+        weights = replace(base.weights, scale=variant.weights)
+        recipe = replace(base.measured(variant.activations), weights=weights)
+        done = fp8graph.optimize(model, ranges=scaled(seen, variant.times), recipe=recipe, target=target)
+        compared = fp8graph.compare(model, done.model, data=evaluation, batch=batch)
+        found = [output.sqnr_db for output in compared.outputs.values() if output.sqnr_db is not None]
+        yield variant.title, min(found, default=float("inf"))
+
+
+def models(args: argparse.Namespace) -> Iterator[tuple[str, Any, Any, Any, int | None]]:
+    """Name, model, calibration data, evaluation data and batch."""
+    for item in args.models:
+        model, calibration, evaluation = item.split("=")
+        yield Path(model).stem, model, calibration, evaluation, None
+    if args.bench is not None:
+        spec = importlib.util.spec_from_file_location("bench_score", args.bench / "score.py")
+        if spec is None or spec.loader is None:
+            raise SystemExit(f"error: there is no score.py in {args.bench}")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        bench = module.Bench(str(args.bench))
+        for name in args.entries or bench.entries:
+            calibration, _ = bench.data(name, "calib", None)
+            evaluation, _ = bench.data(name, "eval", args.limit)
+            yield name, bench.model(name), calibration, evaluation, None
+    if not args.models and args.bench is None:
+        arrays = np.load(_DIGITS / "calibration.npz")["image"]
+        for name in ("cnn", "vit"):
+            yield name, _DIGITS / f"{name}.onnx", {"image": arrays[::2]}, {"image": arrays[1::2]}, 16
+
+
+def main() -> int:
+    """Measures each model and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", metavar="MODEL=CALIBRATION=EVALUATION")
+    parser.add_argument("--bench", type=Path, metavar="FOLDER")
+    parser.add_argument("--entries", nargs="+", help="only these of the bench")
+    parser.add_argument("--limit", type=int, help="only the first N samples of a bench's evaluation data")
+    parser.add_argument("--json", action="store_true", help="JSON lines")
+    args = parser.parse_args()
+    if not args.json:
+        print(f"| model | {' | '.join(variant.title for variant in VARIANTS)} |\n|---|{'---:|' * len(VARIANTS)}")
+    for name, model, calibration, evaluation, batch in models(args):
+        found = dict(measured(model, calibration, evaluation, batch))
+        if args.json:
+            print(
+                json.dumps({"model": name, "sqnr_db": {title: round(x, 2) for title, x in found.items()}}), flush=True
+            )
+        else:
+            print(f"| {name} | {' | '.join(f'{x:.1f}' for x in found.values())} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
