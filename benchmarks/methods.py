@@ -2,9 +2,10 @@
 
     python benchmarks/methods.py [MODEL=CALIBRATION=EVALUATION ...] [--bench FOLDER] [--limit N] [--json]
 
-Each model is observed once. Then every Conv, Gemm and MatMul is quantized (recipe `fp8-full`, target `reference`) with
-each method, and held against the original on the evaluation data. `--bench`: a folder whose `score.py` has `Bench` with
-`entries`, `model(name)` and `data(name, "calib" or "eval", limit)`. Without models: the digits.
+Each model is observed once. Then every Conv, Gemm and MatMul is quantized (recipe `fp8-full` without its repairs,
+target `reference`) with each method, and held against the original on the evaluation data. `--bench`: a folder whose
+`score.py` has `Bench` with `entries`, `model(name)` and `data(name, "calib" or "eval", limit)`. Without models: the
+digits.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def scaled(ranges: Ranges, times: float) -> Ranges:
 
 def measured(model: Any, calibration: Any, evaluation: Any, batch: int | None) -> Iterator[tuple[str, float]]:
     """SQNR in dB of each variant: the least of all outputs."""
-    base, target = recipes.load("fp8-full"), "reference"
+    base, target = replace(recipes.load("fp8-full"), repairs=()), "reference"
     seen = fp8graph.calibrate(
         model, data=calibration, batch=batch, recipe=base, target=target, calibration_method="mse"
     ).ranges

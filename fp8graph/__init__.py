@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from fp8graph.flow import inspect as inspect
     from fp8graph.flow import optimize as optimize
     from fp8graph.flow import report as report
+    from fp8graph.flow import sensitivity as sensitivity
 
     __version__: str
 
@@ -90,6 +91,7 @@ _HOMES = {
         "inspect",
         "optimize",
         "report",
+        "sensitivity",
     ),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

@@ -7,8 +7,9 @@ model for each would cost as many runs as it has layers; piece by piece all of t
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -81,9 +82,15 @@ class Steps:
 
 
 def each(count: int, what: Callable[[int], T]) -> Iterator[T]:
-    """What is found of each sample, in their order, several at a time."""
+    """What is found of each sample, in their order, several at a time; never more than a few are held."""
     with ThreadPoolExecutor(_WORKERS) as pool:
-        yield from pool.map(what, range(count))
+        waiting: deque[Future[T]] = deque()
+        for index in range(count):
+            waiting.append(pool.submit(what, index))
+            if len(waiting) > _WORKERS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _behind(ends: Iterable[ir.Value], stop: Callable[[ir.Value], bool]) -> tuple[list[ir.Node], list[ir.Value]]:
@@ -117,7 +124,11 @@ def _cut(model: ir.Model, inside: Sequence[ir.Node], found: Sequence[ir.Value], 
         given.append(fed)
     graph.outputs.clear()
     graph.outputs.extend(outputs)
-    edit.remove(node for node in reversed(list(graph)) if node not in kept)
+    gone = [node for node in reversed(list(graph)) if node not in kept]
+    for inner in [inner for node in gone for _, body in walk.bodies(node) for inner in body.all_nodes()]:
+        for index in range(len(inner.inputs)):  # else a body would hold on to what lies outside
+            inner.replace_input_with(index, None)
+    edit.remove(gone)
     graph.inputs.clear()
     graph.inputs.extend(given)
     for value in list(graph.initializers.values()):

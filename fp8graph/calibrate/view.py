@@ -70,19 +70,20 @@ class View:
 
     def observe(self, index: int, feed: dict[str, Any]) -> Ranges:
         """The ranges of one feed; a failing run names the sample."""
+        fed = {name: self._wants[name].of(feed[name]) for name in self._fed if name in feed}
+        usual = all(_moderate(fed.get(name), array) for name, array in feed.items())
         try:
-            stats = self._stats(feed)
+            stats = self._stats(feed, usual=usual) | fed
         except BackendError as error:
             raise BackendError(
                 error.what, where=f"sample {index}", why=error.why, do=error.do, code=error.code
             ) from error
-        stats |= {name: self._wants[name].of(feed[name]) for name in self._fed if name in feed}
         shapes = {name: {shape_of(name, array, self.valued): 1} for name, array in feed.items()}
         return Ranges(self.source, self.label, 1, shapes, stats)
 
-    def _stats(self, feed: Feeds) -> dict[str, Stat]:
-        if self._first is self._close:
-            return self._first.seen(feed)
+    def _stats(self, feed: Feeds, *, usual: bool) -> dict[str, Stat]:
+        if self._first is self._close or not usual:
+            return self._closely().seen(feed)
         try:
             return self._first.seen(feed)
         except (_UnclearError, BackendError):
@@ -124,12 +125,22 @@ class _Run:
         """The statistics of one feed. Raises BackendError, and _UnclearError where something is not finite."""
         outputs: Outputs = self._runner.run(feed)
         stats = {name: self._wants[name].of(outputs[name]) for name in self._shown}
+        if self._taps and any(stat.nonfinite for stat in stats.values()):
+            raise _UnclearError
         for name, tap in self._taps.items():
             stat = tap.stat(outputs)
             if stat is None:
                 raise _UnclearError
             stats[name] = stat
         return stats | {name: bodies.stat_of(outputs[output]) for name, output in self._carried.items()}
+
+
+def _moderate(stat: Stat | None, array: np.ndarray[Any, Any]) -> bool:
+    """Whether what taps take for granted of inputs holds; `stat` is its own where there is one."""
+    if array.dtype != np.float32 or not array.size:
+        return True
+    known = Stat.of(array) if stat is None else stat
+    return not known.nonfinite and (known.amax or 0.0) < taps.MODERATE
 
 
 def _wants(model: ir.Model, needs: Sequence[Need]) -> dict[str, _Want]:

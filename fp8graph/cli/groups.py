@@ -274,6 +274,46 @@ class Tolerance:
         return {name: _by_name(getattr(args, name), "--" + name.replace("_", "-")) for name in names}
 
 
+class Goal:
+    """The accuracy that is asked for, and the plan with the most FP8 that holds it."""
+
+    NAMES = ("min_sqnr", "max_drop", "metric", "eval_data", "curve", "resume")
+
+    @staticmethod
+    def add(parser: Parser) -> None:
+        """Declares the options."""
+        group = parser.add_argument_group("goal", "the plan with the most FP8 arithmetic that holds an accuracy")
+        group.add_argument("--min-sqnr", type=values.number, metavar="DB", help="least signal to noise ratio, in dB")
+        group.add_argument(
+            "--max-drop", type=values.number, metavar="X", help="the most that --metric may fall below the original's"
+        )
+        Goal.metric(group)
+        group.add_argument(
+            "--eval-data",
+            nargs="+",
+            action="extend",
+            metavar="URI",
+            help="judge on this (every fourth sample of --data, which scales are not taken from)",
+        )
+        group.add_argument(
+            "--curve", metavar="F", help="write accuracy over coverage: .json or .csv, and .svg beside it"
+        )
+        group.add_argument("--resume", action="store_true", help="go on from OUT.resume, where there is one")
+
+    @staticmethod
+    def metric(group: argparse._ArgumentGroup) -> None:
+        """Declares --metric."""
+        group.add_argument(
+            "--metric", metavar="HOW", help="sqnr, cosine, max-abs, or FILE.py:FUNCTION of (feeds, outputs) pairs"
+        )
+
+    @staticmethod
+    def read(args: argparse.Namespace) -> dict[str, Any]:
+        """min_sqnr, max_drop, metric, eval_data, curve, resume."""
+        data = tuple(args.eval_data) if args.eval_data else None
+        return {**{name: getattr(args, name) for name in Goal.NAMES}, "eval_data": data}
+
+
 class Select:
     """Which operators are quantized, and what the others compute in."""
 

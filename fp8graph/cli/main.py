@@ -18,6 +18,7 @@ COMMANDS = {
     "build": "Builds an engine from a model that `optimize` wrote.",
     "attest": "Says for every planned operator what the engine really does.",
     "compare": "Runs two models on the same data and measures how far they lie apart.",
+    "sensitivity": "Ranks operators by what FP8 costs the model's output there.",
     "debug": "Finds the smallest set of operators that has to stay in high precision.",
     "bench": "Measures how fast engines are on the GPU of this machine.",
     "check": "Reports what keeps a model's Q/DQ from running in low precision, and mends what can be mended.",

@@ -11,14 +11,17 @@ from typing import Any, NoReturn
 
 from fp8graph.base.errors import UsageError
 
+# Behind these stands a command with options of its own.
+TAKES_THE_REST = ("--check",)
+
 
 def before_dashes(tokens: Sequence[str]) -> Iterator[str]:
-    """The tokens before a `--`, after which nothing is an option, and up to a `--check`, which takes all that follows."""
+    """The tokens before a `--`, after which nothing is an option, or up to an option that takes all that follows."""
     for token in tokens:
         if token == "--":
             return
         yield token
-        if token == "--check":
+        if token in TAKES_THE_REST:
             return
 
 
@@ -62,7 +65,13 @@ class Parser(argparse.ArgumentParser):
     def parse(self, tokens: Sequence[str]) -> argparse.Namespace:
         """The options' values. Raises UsageError for whatever is not declared."""
         self._refuse_unknown(tokens)
-        args, extras = self.parse_known_intermixed_args(list(tokens))
+        own = list(before_dashes(tokens))
+        rest = tokens[len(own) :]
+        if not own or own[-1] not in TAKES_THE_REST:
+            own, rest = list(tokens), ()
+        args, extras = self.parse_known_intermixed_args(own)
+        if rest:  # argparse would end it at a `--`
+            setattr(args, own[-1].lstrip("-"), list(rest))
         if extras:
             raise UsageError(
                 f"unexpected argument '{extras[0]}'",

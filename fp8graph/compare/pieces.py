@@ -93,13 +93,18 @@ def _values(a: ir.Node, b: ir.Node) -> tuple[tuple[tuple[str, str], ...], str]:
     """The float outputs of both, and why there are none, where that is worth telling."""
     pairs, why = [], ""
     for one, other in zip(a.outputs, b.outputs, strict=False):
-        if not one.name or not other.name:
+        if not one.name or not other.name or any(_no_tensor(value) for value in (one, other)):
             continue
         if None in (one.dtype, other.dtype):
-            why = "the type of its output is not known" if isinstance(one.type, ir.TensorType | None) else ""
+            why = "the type of its output is not known"
         elif one.dtype in tensors.FLOATS and other.dtype in tensors.FLOATS:
             pairs.append((one.name, other.name))
     return tuple(pairs), why
+
+
+def _no_tensor(value: ir.Value) -> bool:
+    """Whether it is a sequence or an optional, which tell the type of their elements as their own."""
+    return value.type is not None and not isinstance(value.type, ir.TensorType)
 
 
 def exposed(model: ir.Model, names: Sequence[str]) -> ir.Model:

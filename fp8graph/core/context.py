@@ -37,6 +37,7 @@ class Context:
               that is spread over its channels, float64 [channels]; `macs`: multiply-accumulates of an op over the
               samples; while a repair that weighs is asked. `granted`: channels by op and slot
     found     arrays that repairs have found, by name
+    powers    mean squares by channel of the tensors that a repair of channels needs, float64 [channels], by name
     """
 
     target: Target
@@ -50,6 +51,7 @@ class Context:
     anew: bool = False
     moments: Mapping[OpKey, Moments] = field(default_factory=dict)
     found: Mapping[str, Array] = field(default_factory=dict)
+    powers: Mapping[str, Array] = field(default_factory=dict)
     costs: Mapping[tuple[OpKey, int], float] = field(default_factory=dict)
     noises: Mapping[tuple[OpKey, int], Array] = field(default_factory=dict)
     macs: Mapping[OpKey, float] = field(default_factory=dict)

@@ -150,12 +150,15 @@ class Repair(_Ranged, ABC):
 
     learns   whether it wants `ctx.moments` of the op's operand, in the model as it is quantized so far: it is asked
              once everything in front of the op is solved, and not at all where there is no data
+    moves    whether it finds factors of channels (`channels`): asked before all others, with `ctx.powers`; the scales
+             of their tensors are found anew
     weighs   whether it makes `offers` first, of which the best over the whole model are granted, up to its option
              `share` of the multiply-accumulates in FP8; it needs data, too
     """
 
     learns: ClassVar[bool] = False
     weighs: ClassVar[bool] = False
+    moves: ClassVar[bool] = False
 
     @property
     def name(self) -> str:

@@ -60,8 +60,9 @@ def product_of(node: ir.Node) -> Product | None:
     if rank != 2:
         return None
     summed = contraction_axis(node, 1 - weight, 2)
-    # Negative: of a MatMul's activation the rank is not known here.
-    along = summed - 2
+    # Negative: the rank of a MatMul's activation may not be known here; that of a vector is.
+    known = tensors.dims(node.inputs[1 - weight])
+    along = -1 if known is not None and len(known) == 1 else summed - 2
     return Product(1 - weight, weight, Window(along), 1 - contraction_axis(node, weight, 2))
 
 

@@ -64,69 +64,85 @@ def repair(
     """The settled plan with what the repairs have found, and the arrays that it now refers to.
 
     Repairs are asked in their order; each sees what those before it found. Those that weigh come first, where `weigh`
-    gives them what they want to know of a plan; those that learn come last, op after op as one depends on the other: `observe(plan, ops, later)` gives the moments of the operands of `ops` under that plan,
-    and is told of which ops it will be asked later; without it they are not asked. An op that was adjusted already (a
-    replayed plan) is left alone. Raises PassContractError where a repair refers to an array that it did not hand over.
+    gives them what they want to know of a plan; those that learn come last, op after op as one depends on the other:
+    `observe(plan, ops, later)` gives the moments of the operands of `ops` under that plan, and is told of which ops it
+    will be asked later. Without these two they are not asked, nor is any repair about an op for which it has found
+    something already. Raises PassContractError where a repair refers to an array that it did not hand over.
     """
     asked = [item for item in repairs if (observe or not item.learns) and (weigh or not item.weighs)]
-    if not asked:
+    work = _Work(plan, normalized, ctx, facts)
+    if not asked or not work.places:
         return plan
-    ops: dict[OpKey, Decision] = dict(plan.ops)
-    arrays = dict(plan.arrays)
-    places = [place for place in walk.walk(normalized.model) if _open(ops.get(place.key))]
     for item in asked:
-        if item.weighs and weigh is not None and places:
-            now = replace(plan, ops=dict(ops), arrays=dict(arrays))
-            _weighed(item, places, ops, arrays, replace(ctx, plan=now, **vars(weigh(now))), facts)
+        if item.weighs and weigh is not None:
+            work.weigh(item, weigh(work.plan()))
+    plain = [item for item in asked if not (item.weighs or item.learns)]
     learning = [item for item in asked if item.learns]
-    steps = _levels(normalized.model, places) if learning else []
-    with stage(ctx.progress, "repairing", len(places) + sum(map(len, steps)), "ops"):
-        for place in places:
-            for item in asked:
-                if not item.learns and not item.weighs:
-                    ops[place.key] = _solved(item, place, ops[place.key], ctx, facts, arrays)
-            ctx.progress.step()
+    steps = _levels(normalized.model, work.places) if learning else []
+    with stage(ctx.progress, "repairing", (len(work.places) if plain else 0) + sum(map(len, steps)), "ops"):
+        for place in work.places if plain else ():
+            work.solve(place, plain, replace(ctx, found=work.arrays))
         for number, level in enumerate(steps):
             assert observe is not None
             later = [place.key for behind in steps[number + 1 :] for place in behind]
-            now = replace(plan, ops=dict(ops), arrays=dict(arrays))
-            learned = replace(ctx, moments=observe(now, [place.key for place in level], later), found=arrays)
+            moments = observe(work.plan(), [place.key for place in level], later)
+            learned = replace(ctx, moments=moments, found=work.arrays)
             for place in level:
-                for item in learning:
-                    ops[place.key] = _solved(item, place, ops[place.key], learned, facts, arrays)
-                ctx.progress.step()
-    return replace(plan, ops=ops, arrays=arrays)
+                work.solve(place, learning, learned)
+    return work.plan()
 
 
-def _weighed(
-    item: Repair,
-    places: Sequence[walk.Place],
-    ops: dict[OpKey, Decision],
-    arrays: dict[str, Array],
-    ctx: Context,
-    facts: Facts,
-) -> None:
-    """Asks for offers, grants the best of them, and lets them be solved."""
-    offers: list[tuple[OpKey, Offer]] = []
-    for place in places:
-        decision = ops[place.key]
-        view = OpView(place, facts, half=decision.high != "fp32")
-        with holding("repair", item.name, f"op {place.key}"):
-            made: Sequence[Offer] = sequence_of(
-                item.name, item.offers(view, decision, ctx), Offer, f"op {place.key}"
-            )
-        offers += [(place.key, offer) for offer in made]
-    both = [key for key, op in ops.items() if op.do == "quantize" and op.precision == "fp8"]
-    budget = float(getattr(item, "share", 0.0)) * sum(ctx.macs.get(key, 0.0) for key in both)
+class _Work:
+    """The plan that is being repaired."""
+
+    def __init__(self, plan: Plan, normalized: Normalized, ctx: Context, facts: Facts) -> None:
+        self._plan, self._ctx, self._facts = plan, ctx, facts
+        self.ops: dict[OpKey, Decision] = dict(plan.ops)
+        self.arrays: dict[str, Array] = dict(plan.arrays)
+        self.places = [
+            place
+            for place in walk.walk(normalized.model)
+            if place.key in plan.ops and plan.ops[place.key].do == "quantize"
+        ]
+
+    def plan(self) -> Plan:
+        """As it is now."""
+        return replace(self._plan, ops=dict(self.ops), arrays=dict(self.arrays))
+
+    def solve(self, place: walk.Place, repairs: Sequence[Repair], ctx: Context) -> None:
+        """Asks repairs about one op."""
+        for item in repairs:
+            decision = self.ops[place.key]
+            if not any(adjust.rule == item.name for adjust in decision.adjust):
+                self.ops[place.key] = _solved(item, place, decision, ctx, self._facts, self.arrays)
+        ctx.progress.step()
+
+    def weigh(self, item: Repair, weighed: Weighed) -> None:
+        """Asks one repair for offers, grants the best of them, and lets them be solved."""
+        ctx = replace(self._ctx, plan=self.plan(), costs=weighed.costs, noises=weighed.noises, macs=weighed.macs)
+        offers: list[tuple[OpKey, Offer]] = []
+        for place in self.places:
+            decision, where = self.ops[place.key], f"op {place.key}"
+            view = OpView(place, self._facts, half=decision.high != "fp32")
+            with holding("repair", item.name, where):
+                made: Sequence[Offer] = sequence_of(item.name, item.offers(view, decision, ctx), Offer, where)
+            offers += [(place.key, offer) for offer in made]
+        fp8 = [key for key, op in self.ops.items() if op.do == "quantize" and op.precision == "fp8"]
+        budget = float(getattr(item, "share", 0.0)) * sum(weighed.macs.get(key, 0.0) for key in fp8)
+        granted = _granted(offers, budget)
+        for place in self.places:
+            if place.key in granted:
+                self.solve(place, [item], replace(ctx, granted=granted))
+
+
+def _granted(offers: Sequence[tuple[OpKey, Offer]], budget: float) -> dict[OpKey, dict[int, list[int]]]:
+    """Those that gain the most for what they cost, as far as the budget goes."""
     granted: dict[OpKey, dict[int, list[int]]] = {}
-    for key, offer in sorted(offers, key=lambda each: (-each[1].gain / max(each[1].cost, 1e-300), each[0])):
+    for key, offer in sorted(offers, key=lambda each: (-each[1].gain / max(each[1].cost, 1.0), each[0])):
         if offer.cost <= budget:
             budget -= offer.cost
             granted.setdefault(key, {}).setdefault(offer.slot, []).append(offer.channel)
-    told = replace(ctx, granted=granted)
-    for place in places:
-        if place.key in granted:
-            ops[place.key] = _solved(item, place, ops[place.key], told, facts, arrays)
+    return granted
 
 
 def _levels(model: ir.Model, places: Sequence[walk.Place]) -> list[list[walk.Place]]:
@@ -141,10 +157,6 @@ def _levels(model: ir.Model, places: Sequence[walk.Place]) -> list[list[walk.Pla
             below += 1
         depth.update(dict.fromkeys(node.outputs, below))
     return [levels[number] for number in sorted(levels)]
-
-
-def _open(decision: Decision | None) -> bool:
-    return decision is not None and decision.do == "quantize" and not decision.adjust
 
 
 def _solved(

@@ -88,6 +88,20 @@ def settle(plan: Plan, ranges: Ranges, model: ir.Model, notes: Notes) -> Plan:
     return replace(plan, ops=ops, caches=_caches(plan, ranges, notes), data=ranges.data or NO_DATA)
 
 
+def again(plan: Plan, stats: Mapping[str, Stat]) -> Plan:
+    """A settled plan with the observed scales of these tensors found anew."""
+    ranges = Ranges("", plan.data, values=stats)
+
+    def anew(quant: Quant) -> Quant:
+        if quant.value not in stats or quant.scale.origin != "observed":
+            return quant
+        found = _measured(replace(quant, scale=replace(quant.scale, value=None)), ranges)
+        return found if isinstance(found, Quant) else quant
+
+    found = {key: {slot: anew(quant) for slot, quant in op.inputs.items()} for key, op in plan.ops.items()}
+    return replace(plan, ops={key: replace(op, inputs=found[key]) for key, op in plan.ops.items()})
+
+
 def _caches(plan: Plan, ranges: Ranges, notes: Notes) -> dict[str, Cache]:
     """The caches with their scales; one without a finite range stays as it is, which is said."""
     found = {}

@@ -9,6 +9,7 @@ from onnx_ir.passes.common import TopologicalSortPass
 
 from fp8graph.base.errors import InputError, InternalError, UsageError
 from fp8graph.base.progress import stage
+from fp8graph.core import channels
 from fp8graph.core.carried import undone
 from fp8graph.core.check import find, ours
 from fp8graph.core.context import Context
@@ -120,6 +121,8 @@ def quantize(normalized: Normalized, pipeline: Pipeline, ctx: Context, *, verify
     Raises UsageError FG141 where the recipe's passes do not carry the plan out.
     """
     with stage(ctx.progress, "quantizing"):
+        if not normalized.moved:
+            channels.move(normalized.model, ctx.plan)
         pipeline.run(normalized.model, ctx, (Stage.QUANTIZE,), verify=verify)
         missing = undone(normalized.model, ctx)
         if missing is not None:

@@ -48,7 +48,7 @@ class Switched:
     missing: tuple[OpKey, ...]
 
 
-class _NoWayError(Exception):
+class NoWayError(Exception):
     """The op cannot be switched."""
 
 
@@ -58,19 +58,21 @@ def switched(normalized: Normalized, legal: Legal, plan: Plan) -> Switched:
     An op has no switch where the target's form of it leaves no tensor under the name that it had (an attention that
     became one operator).
     """
-    work = _Switching(normalized.model, legal.model)
+    work = Switching(normalized.model, legal.model)
     switches: list[Switch] = []
     missing: list[OpKey] = []
     for key, decision in plan.quantized():
         try:
             switches += work.switch(key, decision)
-        except _NoWayError:
+        except NoWayError:
             missing.append(key)
     RemoveUnusedNodesPass()(legal.model)
     return Switched(legal.model, tuple(switches), tuple(missing))
 
 
-class _Switching:
+class Switching:
+    """The carried out plan beside the model that it was made for."""
+
     def __init__(self, before: ir.Model, after: ir.Model) -> None:
         self.model, self.names = after, edit.Names(after)
         self._before = {place.key: place.node for place in walk.walk(before) if place.key}
@@ -87,10 +89,18 @@ class _Switching:
 
     def switch(self, key: OpKey, decision: Decision) -> list[Switch]:
         """Switches of one op; nothing is changed where it has none."""
-        place, before = self._after.get(key), self._before.get(key)
-        result = self._value(before.outputs[0].name, place) if before is not None and place is not None else None
-        if place is None or before is None or result is None or not isinstance(place.graph, ir.Graph):
-            raise _NoWayError
+        seen = self.found(key)
+        if seen is None:
+            raise NoWayError
+        place, before, result = seen
+        ways = self.ways(place, before, result, decision)
+        return self._operands(place, before, ways) if ways else self._whole(place, before, result)
+
+    def ways(
+        self, place: walk.Place, before: ir.Node, result: ir.Value, decision: Decision
+    ) -> dict[int, list[ir.Node]]:
+        """For each quantized operand the nodes from what it was to what the op reads (none for a constant); empty
+        where the op has another form by now."""
         node = place.node
         alike = (
             node.op_type == before.op_type
@@ -98,11 +108,16 @@ class _Switching:
             and len(node.inputs) == len(before.inputs)
             and not any(item.kind in _FORMS for item in decision.adjust)
         )
-        if alike:
-            ways = {slot: self._way(place, node, before, slot) for slot in decision.inputs}
-            if all(way is not None for way in ways.values()):
-                return self._operands(place, before, {s: way for s, way in ways.items() if way is not None})
-        return self._whole(place, before, result)
+        ways = {slot: self._way(place, node, before, slot) for slot in decision.inputs} if alike else {}
+        return {slot: way for slot, way in ways.items() if way is not None} if None not in ways.values() else {}
+
+    def found(self, key: OpKey) -> tuple[walk.Place, ir.Node, ir.Value] | None:
+        """The op as it is and as it was, and its result; None where one of them is not there."""
+        place, before = self._after.get(key), self._before.get(key)
+        result = self._value(before.outputs[0].name, place) if before is not None and place is not None else None
+        if place is None or before is None or result is None or not isinstance(place.graph, ir.Graph):
+            return None
+        return place, before, result
 
     def _way(self, place: walk.Place, node: ir.Node, before: ir.Node, slot: int) -> list[ir.Node] | None:
         """The nodes from an operand as it was to what the op reads; None where it is another tensor by then."""
@@ -134,7 +149,7 @@ class _Switching:
         for slot in held[:1]:
             switch = self._input(place.key, slot, weight=True)
             inputs = [
-                value if index in ways and index not in held else self._as_was(before.inputs[index], value, place)
+                value if index in ways and index not in held else self.as_was(before.inputs[index], value, place)
                 for index, value in enumerate(node.inputs)
             ]
             result = node.outputs[0]
@@ -148,7 +163,7 @@ class _Switching:
         """The op with all that the plan made of it."""
         nodes, _ = self._behind(place, result)
         if place.node not in nodes:
-            raise _NoWayError
+            raise NoWayError
         off: list[ir.Node] = []
         into: dict[ir.Value, ir.Value] = {}
         self._rebuild(before, place, result.dtype, off, into)
@@ -174,12 +189,12 @@ class _Switching:
             maker = was.producer() if gone and was is not None else None
             if was is not None and maker is not None and was not in into:
                 if len(made) >= _LONGEST or any(True for _ in walk.bodies(maker)):
-                    raise _NoWayError
+                    raise NoWayError
                 self._rebuild(maker, place, kind, made, into)
-            inputs.append(into[was] if was is not None and was in into else self._as_was(was, None, place, kind))
-        made.append(self._copy(before, inputs, into))
+            inputs.append(into[was] if was is not None and was in into else self.as_was(was, None, place, kind))
+        made.append(self.copied(before, inputs, into))
 
-    def _as_was(
+    def as_was(
         self, was: ir.Value | None, now: ir.Value | None, place: walk.Place, kind: ir.DataType | None = None
     ) -> ir.Value | None:
         """An input of the original op, in the type that the op has now."""
@@ -191,7 +206,7 @@ class _Switching:
             return self._constant(was, kind if floating else None, place)
         found = self._value(was.name, place)
         if found is None:
-            raise _NoWayError
+            raise NoWayError
         if not floating or kind is None or found.dtype in (None, kind):
             return found
         node = edit.new_node(
@@ -206,7 +221,8 @@ class _Switching:
         if seat not in self._weights:
             name = self.names.fresh(f"{was.name}_was")
             if kind is None or kind == was.dtype:
-                made = ir.Value(name=name, shape=was.shape, type=was.type, const_value=was.const_value)
+                # not the same tensor under another name: writing the model would rename the caller's
+                made = tensors.lazy_from(was, name, lambda array: array)
             else:
                 numpy = np.dtype(tensors.NUMPY[tensors.FLOATS[kind]])
                 made = tensors.lazy_from(was, name, lambda array: array.astype(numpy), dtype=kind)
@@ -230,7 +246,7 @@ class _Switching:
                 return True
             if node not in found:
                 if len(found) >= _LONGEST or any(True for _ in walk.bodies(node)):
-                    raise _NoWayError
+                    raise NoWayError
                 found[node] = False
                 moves = [moving(item, False) for item in node.inputs if item is not None]
                 found[node] = any(moves)
@@ -278,19 +294,20 @@ class _Switching:
             return ir.Graph([], node.outputs, nodes=[node], name=self.names.fresh("off"))
         into: dict[ir.Value, ir.Value] = {}
         copies = [
-            self._copy(node, [into.get(v, v) if v is not None else None for v in node.inputs], into) for node in nodes
+            self.copied(node, [into.get(v, v) if v is not None else None for v in node.inputs], into) for node in nodes
         ]
         return ir.Graph([], [into[result]], nodes=copies, name=self.names.fresh("on"))
 
     def _alone(self, before: ir.Node, inputs: Sequence[ir.Value | None], result: ir.Value) -> ir.Graph:
         """The original op on these inputs."""
         into: dict[ir.Value, ir.Value] = {}
-        copy = self._copy(before, inputs, into)
+        copy = self.copied(before, inputs, into)
         made = copy.outputs[0]
         made.type, made.shape = result.type, result.shape
         return ir.Graph([], [made], nodes=[copy], name=self.names.fresh("off"))
 
-    def _copy(self, node: ir.Node, inputs: Iterable[ir.Value | None], into: dict[ir.Value, ir.Value]) -> ir.Node:
+    def copied(self, node: ir.Node, inputs: Iterable[ir.Value | None], into: dict[ir.Value, ir.Value]) -> ir.Node:
+        """A copy of a node that reads `inputs`; `into` hears what its outputs became."""
         outputs = []
         for value in node.outputs:
             into[value] = ir.Value(name=self.names.fresh(f"{value.name}_on"), shape=value.shape, type=value.type)

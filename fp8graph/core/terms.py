@@ -4,8 +4,8 @@ Chosen channels of one operand of a product are summed over twice, the second ti
 
     sum over [hi, lo] times [w, w / 16]      still one product with one scale for each operand
 
-What rounding loses is at most 1/16 of x in E4M3, so that 16 times it has the range of x; w / 16 only moves the exponent,
-but where it becomes subnormal, of a part that is 1/256 of the whole.
+What rounding loses is at most 1/16 of x in E4M3, so that 16 times it has the range of x; w / 16 only moves the
+exponent, but where it becomes subnormal, of a part that is 1/256 of the whole.
 """
 
 from __future__ import annotations

@@ -104,8 +104,9 @@ class Quant:
 class Adjust:
     """What a repair has found for one operand, as an array of the plan's sidecar.
 
-    kind    `codes`: the rounded weight itself. The other kinds (`channels`: factors moved between neighbours,
-            `split`: outlier channels, `terms`: an operand in two FP8 terms, `bias`: a correction) are reserved.
+    kind    `codes`: the rounded weight itself; `channels`: powers of two that the channels of the operand are divided
+            by, and its weight is multiplied by; `terms`: channels that are in two FP8 terms; `bias`: another bias.
+            `split` (outlier channels) is reserved.
     slot    input slot of the operand
     rule    the repair that found it
     weight  digest of the weight it was solved for: on another weight it is refused
@@ -220,6 +221,7 @@ class Plan:
     ops         every op of the normalized graph exactly once, in graph order
     data        where the observed numbers come from: `random` is stamped here; `none` where there were none to observe,
                 empty until the plan is settled
+    search      what a search for an accuracy has done: its goal, what was reached on which samples, each step
     arrays      the arrays that decisions refer to, by name; they lie in a sidecar and are no part of the document
     """
 
@@ -232,6 +234,7 @@ class Plan:
     data: str = ""
     arrays: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     caches: Mapping[str, Cache] = field(default_factory=dict)
+    search: Mapping[str, Any] = field(default_factory=dict)
 
     def quantized(self) -> Iterator[tuple[OpKey, Decision]]:
         """Ops that are quantized, in graph order."""
@@ -263,6 +266,7 @@ class Plan:
             "recipe": dict(self.recipe),
             "shapes": shapes_to_json(self.shapes),
             **({"caches": {n: _cache_to_json(c) for n, c in self.caches.items()}} if self.caches else {}),
+            **({"search": dict(self.search)} if self.search else {}),
             "ops": {key: _decision_to_json(op) for key, op in self.ops.items()},
         }
 
@@ -279,6 +283,7 @@ class Plan:
                 data=str(document["data"]),
                 shapes=shapes_from_json(document["shapes"]),
                 caches={str(name): _cache_from_json(item) for name, item in document.get("caches", {}).items()},
+                search=dict(document.get("search", {})),
                 ops={str(key): _decision_from_json(item) for key, item in document["ops"].items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:

@@ -24,7 +24,7 @@ _POLICY = {"format", "per", "scale", "block", "scale_format", "scale_rule", "out
 _OF_PER = ("block", "scale_format", "scale_rule", "outer")
 _TABLES = {
     "": {"schema", "name", "summary", "extends", "quantize", "high", "rules", "passes", "repairs", "keep"},
-    "quantize": {"ops", "activations", "weights", "costly", "concat", "blocks", "given", "for"},
+    "quantize": {"ops", "activations", "weights", "costly", "concat", "blocks", "given", "instead", "for"},
     "quantize.activations": _POLICY,
     "quantize.weights": _POLICY,
     "quantize.for": {"ops", "format", "activations", "weights", "why"},
@@ -108,6 +108,8 @@ class Recipe:
                  for each block; `channel`, one scale per output channel; `auto` weighs what either loses and costs
     given        what becomes of scales that activations came with: `keep`; `recalibrate`, found anew
     lines        ops that are quantized in other ways: TOML [[quantize.for]]
+    instead      formats that ops may have instead of the recipe's: each op has the one that costs the output the least
+                 on the data, or none of them
     """
 
     name: str
@@ -124,13 +126,14 @@ class Recipe:
     blocks: Blocks = "auto"
     given: GivenScales = "keep"
     lines: tuple[ForLine, ...] = field(default=())
+    instead: tuple[str, ...] = ()
     repairs: tuple[str, ...] = ()
 
     @property
     def formats(self) -> tuple[str, ...]:
         """Names of the formats that a result may hold: of operands, and of scales that are stored in one."""
         both = [policy for one in self.ways for policy in (one.activations, one.weights)]
-        named = [policy.format for policy in both] + [policy.stored.format for policy in both]
+        named = [policy.format for policy in both] + [policy.stored.format for policy in both] + [*self.instead]
         return tuple(dict.fromkeys(name for name in named if name not in (None, "none")))
 
     @property
@@ -146,6 +149,15 @@ class Recipe:
     def under(self, line: ForLine) -> Recipe:
         """The recipe for the ops that a line names."""
         return replace(self, activations=line.activations, weights=line.weights, lines=())
+
+    def others(self) -> tuple[Recipe, ...]:
+        """The recipe in each of the formats that ops may have instead."""
+
+        def of(name: str) -> Recipe:
+            both = replace(self.activations, format=name), replace(self.weights, format=name)
+            return replace(self, activations=both[0], weights=both[1], instead=())
+
+        return tuple(map(of, self.instead))
 
     def measured(self, method: str) -> Recipe:
         """The recipe with all scales that are observed found by another method. Raises UsageError FG100 for none."""
@@ -176,6 +188,7 @@ class Recipe:
                 "concat": self.concat,
                 **({"blocks": self.blocks} if self.blocks != "auto" else {}),
                 **({"given": self.given} if self.given != "keep" else {}),
+                **({"instead": list(self.instead)} if self.instead else {}),
                 "activations": self.activations.to_json(),
                 "weights": self.weights.to_json(),
                 **({"for": [line.to_json() for line in self.lines]} if self.lines else {}),
@@ -212,6 +225,7 @@ class Recipe:
                 concat=_truth(quantize.get("concat", False), "concat", where),
                 blocks=_one_of(quantize.get("blocks", "auto"), get_args(Blocks), f"{where}: quantize.blocks"),
                 given=_one_of(quantize.get("given", "keep"), get_args(GivenScales), f"{where}: quantize.given"),
+                instead=_instead(quantize, f"{where}: quantize.instead"),
                 lines=tuple(
                     _for_line(line, quantize, f"{where}: quantize.for, line {count}")
                     for count, line in enumerate(_lines(quantize, where, "for"), 1)
@@ -331,6 +345,17 @@ def _for_line(line: Mapping[str, Any], quantize: Mapping[str, Any], here: str) -
         weights=_policy(tables["weights"], "weights", f"{here}: weights"),
         why=_text(line, "why", here) if "why" in line else "",
     )
+
+
+def _instead(quantize: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """Formats beside the recipe's own, each for both operands."""
+    listed = _texts(quantize, "instead", where) if "instead" in quantize else ()
+    for name in listed:
+        _one_of(name, formats.names(), where)
+        policies = [quantize["activations"], quantize["weights"]]
+        if any(item.get("per") == "block" or item.get("format") == name for item in policies):
+            raise _wrong(f"'{name}' is the recipe's own format, or its scales lie in blocks", where)
+    return listed
 
 
 def _policy(table: Mapping[str, Any], which: str, here: str) -> TensorPolicy:

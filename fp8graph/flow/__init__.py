@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from fp8graph.flow.optimizing import Optimized as Optimized
     from fp8graph.flow.optimizing import calibrate as calibrate
     from fp8graph.flow.optimizing import optimize as optimize
+    from fp8graph.flow.ranking import Sensitivity as Sensitivity
+    from fp8graph.flow.ranking import sensitivity as sensitivity
     from fp8graph.flow.reporting import Reported as Reported
     from fp8graph.flow.reporting import report as report
 
@@ -47,6 +49,8 @@ _HOME = {
     "Imported": "importing",
     "inspect": "inspecting",
     "diff": "inspecting",
+    "sensitivity": "ranking",
+    "Sensitivity": "ranking",
     "report": "reporting",
     "Reported": "reporting",
     "doctor": "looking",

@@ -164,12 +164,12 @@ def method(given: Any) -> str | None:
     try:
         found = parse(given if isinstance(given, str) else repr(given))
         if found.headroom != 1:
-            raise ValueError("headroom is no part of it")
+            raise ValueError(f"headroom is no part of it: scales are found by {SPELLINGS}")
     except ValueError as error:
         raise UsageError(
             f"there is no calibration method '{given}'",
             where="--calibration-method",
-            why=f"{error}: scales are found by {SPELLINGS}",
+            why=str(error),
             do="--calibration-method absmax, which is the default",
             code="FG101",
         ) from error

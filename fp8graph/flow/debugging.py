@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 MODES, DIRECTIONS = ("bisect", "linear"), ("forward", "reverse", "sensitive")
 Direction = Literal["forward", "reverse", "sensitive"]
 _KIND, _VERSION = "debugging", 1
+_CODE, _WHY = "FG238", "debug precision found the model bad without it"
 _NO_DATA = Samples("none", lambda: iter(()), 0)
 
 
@@ -93,7 +94,7 @@ def debug_precision(
     plan: Plan | str | Path,
     output: str | Path | None = None,
     mode: str = "bisect",
-    dir: str = "forward",
+    dir: str | None = None,
     check: Sequence[str] | None = None,
     fail_code: Sequence[int] | None = None,
     fail_regex: Sequence[str] | None = None,
@@ -118,19 +119,19 @@ def debug_precision(
 
     output   where to write the set: a recipe with a [[keep]] line for each op, for `optimize(recipe=...)`
     mode     bisect, or linear: one by one, for a judge whose answers are not monotone
-    dir      which are kept first: forward (from the inputs on), reverse, or sensitive (what FP8 costs most, on the data)
+    dir      which are kept first: forward (from the inputs on; the default with `check`), reverse, or sensitive (what
+             FP8 costs most on the data; the default without)
     check    a command and its arguments, which finds `fp8graph_debug.onnx` in the working folder: status 0 is good
     fail_code, fail_regex      what else its end means, as `flow.commanding.Command` reads them
-    min_sqnr, rtol, atol, ...  without `check`: bounds on the outputs against the model's own on `data`, as for `compare`
+    min_sqnr, rtol, atol, ...  without `check`: bounds on the outputs on `data`, as for `compare`
     resume   go on from `OUTPUT.resume`, which Ctrl-C (KeyboardInterrupt) has left
 
     First it is verified that keeping all ops is good and keeping none is bad. Where none has to be kept, the set is
     empty. Raises UnmetError FG152 where it is not good even with all ops in high precision, and what `optimize` raises.
     """
+    dir = dir if dir is not None else "sensitive" if check is None else "forward"
     way = _way(mode, dir)
-    command = command_of(
-        asked.texts(check, "check"), _whole(fail_code), asked.texts(fail_regex, "fail_regex") or ()
-    )
+    command = command_of(asked.texts(check, "check"), _whole(fail_code), asked.texts(fail_regex, "fail_regex") or ())
     bounds = Tolerance(
         asked.numbers(rtol, "rtol"),
         asked.numbers(atol, "atol"),
@@ -143,12 +144,18 @@ def debug_precision(
     job = Job(Options(), data, how, out=output, force=force, progress=progress)
     job.open(model, None, None, plan, None, None, also=())
     settled = job.settled_plan(None, plan_only=False)
+    job.repairs = []  # what the plan has stays: each step would be repaired in another way, and be no smaller step
     units = _ordered(job, settled, way[1])
     if not units:
         what, do = "the plan quantizes nothing", "give the plan of a model that is quantized"
         raise UnmetError(what, where=str(job.source.path or "the model given"), do=do, code="FG150")
     judge = _commanded(job, command) if command is not None else _compared(job, bounds)
-    told = {"mode": mode, "dir": dir, "check": list(command.words) if command else None, "bounds": repr(bounds)}
+    told: dict[str, Any] = {
+        "mode": mode,
+        "dir": dir,
+        "check": list(command.words) if command else None,
+        "bounds": repr(bounds),
+    }
     told |= {"ends": repr((fail_code, fail_regex)), "samples": samples, "batch": batch}
     steps = _Steps(job, settled, units, judge, told, resume=bool(resume))
     found = steps.search(way[0])
@@ -280,7 +287,7 @@ class _Steps:
         keys = frozenset(self.units[index].key for index in kept)
         step = self._known.get(keys)
         if step is None:
-            why = Reason("FG238", "debug precision", "it is being tried out in high precision")
+            why = Reason(_CODE, "debug precision", "it is being tried out in high precision")
             good, said = self.judge(keep(self.plan, keys, why))
             step = self._known[keys] = Step(tuple(key for key in self.plan.ops if key in keys), good, said)
         if step not in self.done:
@@ -351,13 +358,11 @@ class _Steps:
 def _finished(job: Job, settled: Plan, units: Sequence[Unit], found: Sequence[Unit], steps: _Steps) -> Debugged:
     """The result; the keep-list is written where an output was asked for."""
     reasons = {key: steps.why(unit) for unit in found for key in unit.keys}
-    plan = settled
-    for unit in found:
-        plan = keep(plan, unit.keys, Reason("FG238", "debug precision", steps.why(unit)))
+    plan = keep(settled, reasons, lambda key: Reason(_CODE, "debug precision", reasons[key]))
     told = {key: reasons[key] for key in plan.ops if key in reasons}
     files: tuple[WrittenFile, ...] = ()
     if job.out is not None:
-        write_text(job.out, keep_recipe(settled, list(told.items())))
+        write_text(job.out, keep_recipe(settled, [(key, _WHY) for key in told]))
         steps.finish()
         files = (describe(job.out),)
     return Debugged(told, plan, len(units), tuple(steps.done), files, job.ctx.notes.items())

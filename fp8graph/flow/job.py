@@ -12,12 +12,13 @@ from typing import Any
 
 from fp8graph.base.errors import BackendError, InputError, UnmetError, UsageError
 from fp8graph.base.files import WrittenFile, check_writable, describe, same_file, staged
+from fp8graph.base.findings import Notes
 from fp8graph.base.progress import SILENT, stage
 from fp8graph.calibrate.collect import collect, profiles, profiles_of
 from fp8graph.calibrate.samples import Samples, files_of, is_random
 from fp8graph.compare.default import Kept, first, try_default
 from fp8graph.compare.outputs import compare_outputs
-from fp8graph.core import registry, repairing, stages
+from fp8graph.core import channels, registry, repairing, stages
 from fp8graph.core.context import Context
 from fp8graph.core.facts import Facts, facts_for
 from fp8graph.core.options import Options
@@ -29,9 +30,10 @@ from fp8graph.data import recipe as recipes
 from fp8graph.data import target as targets
 from fp8graph.data.comparison import Comparison, DefaultSession
 from fp8graph.data.plan import ARRAYS_SUFFIX, PLAN_SUFFIX, Plan, Shapes
-from fp8graph.flow import asked, given
+from fp8graph.flow import asked, given, mixing
 from fp8graph.flow.feeding import Reading
 from fp8graph.flow.gathering import Gathering
+from fp8graph.flow.mixing import mixed
 from fp8graph.flow.repairs import repaired
 from fp8graph.graph import tensors, walk
 from fp8graph.graph.load import load
@@ -100,6 +102,7 @@ class Job:
         self.clock = Clock()
         self.default: DefaultSession | None = None
         self._facts: tuple[Shapes, Facts] | None = None
+        self._moved: tuple[Plan, Normalized] | None = None
 
     def open(
         self,
@@ -249,6 +252,16 @@ class Job:
         before = self._made(options, {})
         return stages.under_shapes(plan, before, self._made(options, self.shapes))
 
+    def moved(self, plan: Plan) -> Normalized:
+        """The normalized model with the factors of channels that a plan has: what its other numbers are about."""
+        if not channels.moved(plan):
+            return self.normalized
+        if self._moved is None or channels.factors(self._moved[0]) != channels.factors(plan):
+            there = replace(self.normalized, model=self.normalized.model.clone(), moved=True)
+            channels.move(there.model, plan)
+            self._moved = plan, there
+        return self._moved[1]
+
     def _facts_for(self, shapes: Shapes) -> Facts:
         """Facts of the normalized model, inferred once for the same shapes."""
         if self._facts is None or self._facts[0] != shapes:
@@ -258,7 +271,10 @@ class Job:
     def wanted(self, plan: Plan) -> list[Need]:
         """What to observe: what the plan needs, and, while it needs anything, what repairs do."""
         own = needs(plan, self.normalized.model)
-        if not own or not self.repairs:
+        if not own:
+            return own
+        own = joined([*own, *(need for other in self.others(plan) for need in needs(other, self.normalized.model))])
+        if not self.repairs:
             return own
         facts = self._facts_for(plan.shapes)
         return joined([*own, *repairing.needs(plan, self.normalized, self.repairs, facts)])
@@ -270,6 +286,8 @@ class Job:
         seen = given.load_ranges(ranges, self.source) if ranges is not None else None
         if seen is not None and self._shapes_open() and self._unsized():
             self._complete(profiles_of(seen.shapes))  # those that calibration saw
+        if self.ctx.recipe.instead and not (self.given is not None and self.given.data):
+            mixing.check(self)
         plan = self.plan()
         wanted = self.wanted(plan)
         if not wanted and self.given is not None and self.given.data:
@@ -301,7 +319,25 @@ class Job:
             )
         settled = settle(plan, seen, self.normalized.model, self.ctx.notes)
         self.ctx.ranges = seen
+        if self.ctx.recipe.instead:
+            with self.clock("choose formats"):
+                settled = mixed(self, settled, self.others(plan), seen)
         return self.repaired(settled)
+
+    def others(self, plan: Plan) -> list[Plan]:
+        """The plan as it would be in the formats that its ops may have instead, in those that the target runs."""
+        found = []
+        for recipe in self.ctx.recipe.others():
+            ctx, facts = replace(self.ctx, recipe=recipe, notes=Notes()), self._facts_for(plan.shapes)
+            try:
+                made = make_plan(self.normalized, self.rules, ctx, Options.again(plan.asked), plan.shapes, facts)
+            except UsageError as error:
+                if error.code not in ("FG302", "FG341"):
+                    raise
+                log.info("recipe %s in %s: %s", recipe.name, recipe.weights.format, error.what)
+            else:
+                found.append(made)
+        return found
 
     def _observed(self, wanted: Sequence[Need], plan: Plan) -> Ranges:
         """What the samples show; where no scale needs it and the model cannot be run, nothing, which is said."""

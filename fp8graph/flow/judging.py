@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+import numpy as np
+
 from fp8graph.base import userfile
 from fp8graph.base.errors import Fp8GraphError, InputError, UsageError
 from fp8graph.base.findings import Notes
@@ -84,10 +86,12 @@ class Verdict:
 
     value       by the metric, more is better: `sqnr` is in dB, inf where nothing differs; a function's own number
     comparison  of every output with the original's, with the bounds that were missed; None of a function
+    error       standard error of `value` from one set of samples to another, of `sqnr`; 0 where it is not known
     """
 
     value: float
     comparison: Comparison | None = None
+    error: float = 0.0
 
 
 class Judge:
@@ -119,8 +123,12 @@ class Judge:
         return carried_out(self.job, plan)
 
     def __call__(self, plan: Plan) -> Verdict:
-        """What a plan is worth. Raises what carrying it out raises, and BackendError FG133."""
-        runner = reference(self.carried(self.final(plan)).model, *self._how)
+        """What a plan is worth, with what repairs find. Raises what carrying it out raises, and BackendError FG133."""
+        return self.measured(self.final(plan))
+
+    def measured(self, plan: Plan) -> Verdict:
+        """What a plan is worth as it is."""
+        runner = reference(self.carried(plan).model, *self._how)
         if self.metric.function is not None:
             return Verdict(self._called(self.metric.function, runner))
         return self._compared(runner)
@@ -143,15 +151,17 @@ class Judge:
         return self._original
 
     def _compared(self, runner: Runner) -> Verdict:
+        watched = _Watched(self.before, runner)
         done = compare_outputs(
             self.before,
-            runner,
+            watched,
             map(_Numbered, range(1 << 62), self.feeds),
             count=self.feeds.count,
             progress=self.job.progress,
             tolerance=self._tolerance,
         )
-        return Verdict(self.metric.worth(done), done)
+        spread = watched.error if self.metric.kind == "sqnr" else 0.0
+        return Verdict(self.metric.worth(done), done, spread)
 
     def _called(self, function: Callable[[Pairs], Any], runner: Runner) -> float:
         return called(function, ((feed, runner.run(feed)) for feed in self.feeds), self.metric.name)
@@ -212,6 +222,64 @@ class _Remembered:
             self._bytes += size
             self._held[index] = found
         return found
+
+
+class _Watched:
+    """A runner that keeps, for each sample, the power of the original's outputs and of what it lies apart from them."""
+
+    def __init__(self, before: _Remembered, runner: Runner) -> None:
+        self._before, self._runner = before, runner
+        self._powers: dict[int, dict[str, tuple[float, float]]] = {}
+
+    @property
+    def outputs(self) -> Sequence[str]:
+        """Names of the outputs."""
+        return self._runner.outputs
+
+    def run(self, feeds: Feeds) -> Outputs:
+        """What the runner gives."""
+        found = self._runner.run(feeds)
+        left = self._before.run(feeds)
+        index = feeds.index if isinstance(feeds, _Numbered) else len(self._powers)
+        self._powers[index] = {
+            name: (power(array), power(found[name].astype(np.float32) - array.astype(np.float32)))
+            for name, array in left.items()
+            if name in found and _comparable(array, found[name])
+        }
+        return found
+
+    @property
+    def error(self) -> float:
+        """Standard error, in dB, of the SQNR over all outputs: that of a ratio of sums over samples."""
+        rows = [self._powers[index] for index in sorted(self._powers)]
+        names = [name for name in (rows[0] if rows else {}) if sum(row.get(name, (0, 0))[0] for row in rows) > 0]
+        if len(rows) < 2 or not names:
+            return 0.0
+        whole, apart = 0.0, [0.0] * len(rows)
+        for name in names:
+            pairs = [row.get(name, (0.0, 0.0)) for row in rows]
+            signal = math.fsum(pair[0] for pair in pairs)
+            ratio = math.fsum(pair[1] for pair in pairs) / signal
+            whole += ratio / len(names)
+            for place, (own, noise) in enumerate(pairs):
+                apart[place] += (noise - ratio * own) / signal / len(names)
+        if not (0 < whole < math.inf):
+            return 0.0
+        variance = math.fsum(part * part for part in apart) * len(rows) / (len(rows) - 1)
+        return 10 / math.log(10) * math.sqrt(variance) / whole
+
+
+def power(array: np.ndarray[Any, Any]) -> float:
+    """The sum of squares, inf where something is not finite."""
+    # not np.dot: BLAS adds in an order that depends on its threads
+    with np.errstate(all="ignore"):
+        total = float(np.sum(array * array, dtype=np.float64))
+    return total if math.isfinite(total) else math.inf
+
+
+def _comparable(one: Any, other: Any) -> bool:
+    arrays = isinstance(one, np.ndarray) and isinstance(other, np.ndarray)
+    return arrays and one.dtype.kind in "fV" and one.shape == other.shape
 
 
 def _function(path: Path, name: str) -> Callable[[Pairs], Any]:

@@ -74,7 +74,7 @@ def _as_planned(a: Any, b: Any, libraries: tuple[str, ...]) -> ir.Model | None:
     except Fp8GraphError as error:
         log.info("the plan beside B was not made for A: layers go together by name alone (%s)", error.why)
         return None
-    return job.normalized.model
+    return job.moved(job.given).model
 
 
 def _coded(model: ir.Model) -> bool:

@@ -26,11 +26,15 @@ from fp8graph.flow.feeding import Reading
 from fp8graph.graph import walk
 from fp8graph.graph.stages import Normalized
 from fp8graph.numerics import sidecar
-from fp8graph.numerics.moments import MOST_ROWS, Moments
+from fp8graph.numerics.moments import MOST_ROWS, Moments, beside
 
 Array = np.ndarray[Any, Any]
 # Samples that repairs learn from at most, and rows of an operand: of more they learn little more.
 MOST_SAMPLES, ROWS, ROWS_A_COLUMN = 256, 32768, 4
+# One of so many samples tells whether what was learned from the others holds.
+_HELD_BACK = 4
+# Rows that are multiplied at once: measured for K = 576, 128 at a time take four times as long.
+_JOINED = 4096
 # Steps of the whole numbers up to the largest value of an operand.
 _STEPS = float(448 * 512)
 
@@ -71,19 +75,20 @@ class Learning:
         self._planned.prepare(planned, [tap.planned for tap in taps.values()], [tap.planned for tap in behind])
         quota = {key: _quota(tap.columns, self._count) for key, tap in taps.items()}
 
-        def one(index: int) -> dict[OpKey, Moments]:
+        def one(index: int) -> dict[OpKey, tuple[Array, Array]]:
             before, now = self._original.run(index), self._planned.run(index)
             return {key: _seen(tap, before[tap.original], now[tap.planned], quota[key]) for key, tap in taps.items()}
 
-        found: dict[OpKey, Moments] = {}
-        for part in each(self._count, one):
-            for key, moments in part.items():
-                found[key] = found[key].merge(moments) if key in found else moments
-        return found
+        sums = {key: (_Sum(tap.unit), _Sum(tap.unit)) for key, tap in taps.items()}
+        for index, part in enumerate(each(self._count, one)):
+            for key, rows in part.items():
+                sums[key][index % _HELD_BACK == _HELD_BACK - 1].add(*rows)
+        found = {key: (learned.moments(), held.moments()) for key, (learned, held) in sums.items()}
+        return {key: beside(*pair) for key, pair in found.items() if pair[0] is not None}
 
     def _quantized(self, plan: Plan) -> ir.Model:
         ctx = replace(self._ctx, plan=plan, facts=None, notes=Notes(), progress=SILENT)
-        copy = Normalized(self._normalized.model.clone(), self._normalized.source, self._normalized.structure)
+        copy = replace(self._normalized, model=self._normalized.model.clone())
         return stages.quantize(copy, self._pipeline, ctx).model
 
     def _tap(self, key: OpKey, node: ir.Node, other: ir.Node | None, plan: Plan) -> _Tap | None:
@@ -109,7 +114,7 @@ class Learning:
         else:
             stat = self._ctx.ranges.values.get(name) if self._ctx.ranges is not None else None
             amax = (stat.amax or 0.0) if stat is not None else 0.0
-        return amax / _STEPS if amax > 0 else None
+        return amax / _STEPS if 0 < amax < math.inf else None
 
 
 def _read(node: ir.Node, product: Product | None) -> str:
@@ -122,8 +127,41 @@ def _quota(columns: int, samples: int) -> int:
     return min(MOST_ROWS, max(1, math.ceil(max(ROWS, ROWS_A_COLUMN * columns) / max(1, samples))))
 
 
-def _seen(tap: _Tap, original: Array, planned: Array, quota: int) -> Moments:
-    """Moments of one sample; where it has more rows than the quota, of rows spread evenly."""
+class _Sum:
+    """Moments of one operand, of rows as they come."""
+
+    def __init__(self, unit: float) -> None:
+        self._unit = unit
+        self._waiting: list[tuple[Array, Array]] = []
+        self._total: Moments | None = None
+        self._finite = True
+
+    def add(self, planned: Array, original: Array) -> None:
+        """Rows [groups, rows, K] of one sample."""
+        if sum(part.shape[1] for part, _ in self._waiting) + planned.shape[1] > _JOINED:
+            self._join()
+        self._waiting.append((planned, original))
+
+    def moments(self) -> Moments | None:
+        """Those of all rows; None where there was none, or one holds a NaN or an infinity."""
+        self._join()
+        return self._total if self._finite else None
+
+    def _join(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        if not waiting or not self._finite:
+            return
+        planned, original = (np.concatenate(side, axis=1) for side in zip(*waiting, strict=True))
+        try:
+            part = Moments.of(planned, original, self._unit)
+        except ValueError:
+            self._finite = False
+            return
+        self._total = part if self._total is None else self._total.merge(part)
+
+
+def _seen(tap: _Tap, original: Array, planned: Array, quota: int) -> tuple[Array, Array]:
+    """Rows of one sample, planned and original; where it has more than the quota, such as are spread evenly."""
     if tap.channels is not None:
         planned = joined(planned, tap.channels, tap.axis)
     count = tap.product.window.count(original.shape)
@@ -131,4 +169,4 @@ def _seen(tap: _Tap, original: Array, planned: Array, quota: int) -> Moments:
     if count > quota:
         at = np.linspace(0, count - 1, quota).astype(np.int64)
     window = tap.product.window
-    return Moments.of(window.rows(planned, at), window.rows(original, at), tap.unit)
+    return window.rows(planned, at), window.rows(original, at)

@@ -21,6 +21,7 @@ from fp8graph.flow.feeding import Reading
 from fp8graph.flow.gathering import Gathering, merged, shard_of
 from fp8graph.flow.given import source_digest
 from fp8graph.flow.job import Job, nothing_quantized
+from fp8graph.flow.searching import Goal, check_goal, search
 from fp8graph.graph.save import like_source
 from fp8graph.graph.stages import Legal
 from fp8graph.numerics.ranges import Ranges
@@ -95,6 +96,12 @@ def optimize(
     given_scales: Any = None,
     passes: str | Sequence[RewritePass | PlanRule | Repair] | None = None,
     pass_file: str | None = None,
+    min_sqnr: float | None = None,
+    max_drop: float | None = None,
+    metric: Any = None,
+    eval_data: Any = None,
+    curve: str | Path | None = None,
+    resume: bool = False,
     compare: bool = True,
     plan_only: bool = False,
     allow_unquantized: bool = False,
@@ -117,8 +124,14 @@ def optimize(
     providers                 of ONNX Runtime: `cpu`, `cuda:0`
     direct_io_types           inputs and outputs take the high-precision type that was asked for
     given_scales              of activations that came with Q/DQ: `keep`, or `recalibrate`
+    min_sqnr, max_drop        a goal: the plan with the most low-precision arithmetic that has this SQNR (dB), or whose
+                              `metric` (FILE.py:FUNCTION, a function, `cosine`, `max-abs`) falls by no more
+    eval_data                 what plans are judged on; without it every fourth sample of `data`, held back
+    curve                     a file for accuracy over coverage: .json, .csv, and .svg beside it
+    resume                    go on from `OUTPUT.resume`, which Ctrl-C has left of a search
 
-    Raises UnmetError where nothing can be quantized, UsageError, InputError, BackendError (`fp8graph.base.errors`).
+    Raises UnmetError where nothing can be quantized, or no plan holds the goal, UsageError, InputError, BackendError
+    (`fp8graph.base.errors`).
     """
     lists = op_types_to_quantize, op_types_to_exclude, nodes_to_quantize, nodes_to_exclude
     options = _options(lists, fp8_everywhere, attention, high_precision_dtype, kv_cache, direct_io_types, given_scales)
@@ -133,14 +146,21 @@ def optimize(
         progress=progress,
         method=asked.method(calibration_method),
     )
+    goal = Goal.of(min_sqnr, max_drop, metric, eval_data, curve, resume)
+    if goal is not None:
+        check_goal(job, goal, plan, ranges)
     job.open(model, recipe, target, plan, passes, pass_file, ranges)
-    settled = job.settled_plan(ranges, plan_only=plan_only)
+    found = search(job, goal, ranges) if goal is not None else None
+    settled = found.plan if found is not None else job.settled_plan(ranges, plan_only=plan_only)
     if plan_only:
-        return _finished(job, settled, None, job.write_plan(settled))
+        files = job.write_plan(settled)
+        files += found.write(goal) if found is not None and goal is not None else []
+        return _finished(job, settled, None, files)
     if not any(True for _ in settled.quantized()) and not allow_unquantized and job.ctx.recipe.quantizes:
         raise nothing_quantized(settled, job)
     legal = job.carry_out(settled)
     files, comparison = job.write(settled, legal, external_data_size_threshold, compare=compare)
+    files += found.write(goal) if found is not None and goal is not None else []
     return _finished(job, settled, legal, files, comparison)
 
 

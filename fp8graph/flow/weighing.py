@@ -29,21 +29,22 @@ _SENSED, _LOOKED = 64, 16
 
 def weigh(job: Job, plan: Plan, feeds: Samples) -> Weighed:
     """What each operand of a settled plan costs, measured on the first samples."""
-    ranking, _ = sense(job, plan, _first(feeds, _SENSED), Metric())
+    ranking, _ = sense(job, plan, first(feeds, _SENSED), Metric(), operands=True)
     costs = {(cost.key, slot): part for cost in ranking.costs for slot, part in cost.parts.items()}
     # Where an op was switched as a whole, nothing is known of its parts.
-    noises, macs = _looked(job, plan, _first(feeds, _LOOKED))
+    noises, macs = _looked(job, plan, first(feeds, _LOOKED))
     return Weighed(costs, noises, macs)
 
 
-def _first(feeds: Samples, number: int) -> Samples:
+def first(feeds: Samples, number: int) -> Samples:
+    """The first samples."""
     count = None if feeds.count is None else min(number, feeds.count)
     return Samples(feeds.label, lambda: itertools.islice(iter(feeds), number), count)
 
 
 def _looked(job: Job, plan: Plan, feeds: Samples) -> tuple[dict[tuple[OpKey, int], Array], dict[OpKey, float]]:
     """For each product in FP8 of the main graph what its operands lose by channel, and its multiply-accumulates."""
-    model = job.normalized.model.clone()
+    model = job.moved(plan).model.clone()
     places = [
         place
         for place in walk.walk(model)
@@ -71,7 +72,9 @@ def _looked(job: Job, plan: Plan, feeds: Samples) -> tuple[dict[tuple[OpKey, int
     steps.prepare(model, [name for slots in taps.values() for name in slots.values()], [])
 
     def one(index: int) -> tuple[dict[tuple[OpKey, int], Array], dict[OpKey, float]]:
-        seen, losses, work = steps.run(index), {}, {}
+        seen = steps.run(index)
+        losses: dict[tuple[OpKey, int], Array] = {}
+        work: dict[OpKey, float] = {}
         for key, slots in taps.items():
             arrays = {slot: seen[name] for slot, name in slots.items()} | constants.get(key, {})
             product = products[key]

@@ -28,11 +28,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Normalized:
-    """A model of our own in which every op has a key; `structure` is its digest."""
+    """A model of our own in which every op has a key; `structure` is its digest. `moved`: the factors of channels that
+    a plan has (`core.channels`) are in it already."""
 
     model: ir.Model
     source: Source
     structure: str
+    moved: bool = False
 
 
 @dataclass(frozen=True)

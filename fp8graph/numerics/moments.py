@@ -7,7 +7,7 @@ and any number of threads give the same numbers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ class Moments:
     gram   int64 [groups, K, K]: sum of a a'
     cross  int64 [groups, K, K]: sum of a (f - a)'
     sums   int64 [groups, K]: sum of a;  lost   int64 [groups, K]: sum of f - a
+    held   those of other samples, which tell whether what was learned from these holds
     """
 
     unit: float
@@ -36,6 +37,7 @@ class Moments:
     cross: NDArray[np.int64]
     sums: NDArray[np.int64]
     lost: NDArray[np.int64]
+    held: Moments | None = None
 
     @staticmethod
     def of(planned: Array, original: Array, unit: float) -> Moments:
@@ -44,15 +46,16 @@ class Moments:
         if planned.shape != original.shape or planned.shape[1] > MOST_ROWS:
             raise ValueError(f"rows {planned.shape} and {original.shape}: equal, and at most {MOST_ROWS}")
         a, f = _whole(planned, unit), _whole(original, unit)
-        lost = f - a
         turned = a.transpose(0, 2, 1)
+        gram = (turned @ a).astype(np.int64)
         return Moments(
             unit,
             planned.shape[1],
-            (turned @ a).astype(np.int64),
-            (turned @ lost).astype(np.int64),
+            gram,
+            # not a' (f - a): where these differ the most, float64 would round the sum
+            (turned @ f).astype(np.int64) - gram,
             a.sum(1).astype(np.int64),
-            lost.sum(1).astype(np.int64),
+            (f - a).sum(1).astype(np.int64),
         )
 
     def merge(self, other: Moments) -> Moments:
@@ -67,6 +70,14 @@ class Moments:
             self.sums + other.sums,
             self.lost + other.lost,
         )
+
+
+def beside(learned: Moments | None, held: Moments | None) -> Moments:
+    """Moments of samples to learn from, with those of samples held back; of one of them alone where there is no other."""
+    first = learned or held
+    if first is None:
+        raise ValueError("there are no moments")
+    return replace(first, held=held if learned is not None else None)
 
 
 def _whole(rows: Array, unit: float) -> NDArray[np.float64]:

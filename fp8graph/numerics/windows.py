@@ -46,7 +46,7 @@ class Window:
         batch, channels, *places = seen.shape[: 2 + len(self.kernel)]
         count = batch * int(np.prod(places))
         index = np.unravel_index(np.arange(count) if at is None else at, (batch, *places))
-        picked = seen[index[0], :, *index[1:]]  # [rows, channels, *kernel]
+        picked = seen[(index[0], slice(None), *index[1:])]  # type: ignore[arg-type] # [rows, channels, *kernel]
         grouped = picked.reshape(len(picked), self.groups, channels // self.groups * int(np.prod(self.kernel)))
         return np.ascontiguousarray(grouped.transpose(1, 0, 2))
 

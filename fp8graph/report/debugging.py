@@ -23,7 +23,10 @@ def debugged(
     kept, steps = found["keep"], found["steps"]
     whole = len(kept) + found["quantized"]
     if kept:
-        lines = [f"{paint('bold', model)}: {len(kept)} of {count(whole, 'quantized op')} have to stay in high precision", ""]
+        lines = [
+            f"{paint('bold', model)}: {len(kept)} of {count(whole, 'quantized op')} have to stay in high precision",
+            "",
+        ]
         rows: list[list[Cell]] = [[item["key"], item["op_type"], item["why"]] for item in kept[:_SHOWN]]
         lines += table(["op", "op type", "why"], rows, paint=paint)
         lines += [f"  and {count(len(kept) - _SHOWN, 'op')} more"] if len(kept) > _SHOWN else []

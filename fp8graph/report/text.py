@@ -48,6 +48,7 @@ def optimized(
         ("formats", "\n".join(_formats(plan))),
         ("types", "\n".join(_types(findings))),
         ("scales", _scales(plan, samples)),
+        ("goal", _goal(plan)),
         ("size", _sizes(source_bytes, model_bytes)),
         ("time", _times(seconds or {})),
     ]
@@ -319,6 +320,20 @@ def _types(findings: Sequence[Finding]) -> list[str]:
             f"{items[0].text} ({code}, {count(len(items), 'op')}: {listed((item.op for item in items), 3)})", width=89
         )
     ]
+
+
+def _goal(plan: Plan) -> str:
+    """What a search has reached, on which samples; empty without one."""
+    done = plan.search
+    if not done:
+        return ""
+    goal, unit = done["goal"], " dB" if done["metric"] == "sqnr" else ""
+    wish = f"at least {goal['min_sqnr']:g} dB" if "min_sqnr" in goal else ""
+    wish = f"{done['metric']} at most {goal['max_drop']:g} below the original's" if "max_drop" in goal else wish
+    spread = f" (standard error {done['standard_error']:.2g})" if done.get("standard_error") else ""
+    reached = "nothing differs" if done["reached"] is None else f"{done['reached']:.4g}{unit}{spread}"
+    on = count(done["samples"], "sample") if done["samples"] is not None else "the samples"
+    return f"{wish + ': ' if wish else ''}{reached} on {on}, {count(len(done['steps']), 'plan')} judged"
 
 
 def _scales(plan: Plan, samples: int | None) -> str:

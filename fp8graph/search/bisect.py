@@ -1,8 +1,8 @@
 """The smallest set of things that has to stay for something to be good, found by asking whether sets are.
 
-Knows nothing of models: things are numbers 0..n-1, in an order that says which are tried first. Holds for questions that
-are monotone (what is good stays good where more is kept); for others what is returned was asked and found good all the
-same, and only that it is the smallest is not promised.
+Knows nothing of models: things are numbers, in an order that says which are kept first. What is returned was asked and
+found good. That none of it can be let go holds for questions that are monotone: what is good stays good where more is
+kept.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ def smallest(order: Sequence[int], ask: Ask, mode: Mode = "bisect") -> list[int]
     The shortest good beginning of `order` ends in one that has to stay; what stands before it is shortened from its end
     in the same way, until those that were found are good alone.
 
-    `bisect` halves, and asks about log2(n) questions for each thing that is found (less than two where all have to stay);
-    `linear` goes one by one, about n questions, and fits questions whose answers are not monotone.
+    `bisect` halves: about 2 log2(n) questions for each thing that is found, about one where all have to stay.
+    `linear` goes one by one, about 2 n questions, and fits questions whose answers are not monotone.
     """
     found: list[int] = []
     kept = list(order)  # with `found` it is good
@@ -49,7 +49,6 @@ def _shortest(found: Sequence[int], kept: Sequence[int], ask: Ask, mode: Mode, f
         return next((length + 1 for length in range(len(kept) - 1, -1, -1) if not good(length)), 0)
     bad, fine, step = 0, len(kept), 1
     if not first:  # of what has to stay, much often lies together: from the end, in growing steps
-        bad = -1
         while fine > 0:
             length = max(fine - step, 0)
             if not good(length):

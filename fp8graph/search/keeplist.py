@@ -11,7 +11,7 @@ from fp8graph.data.plan import OpKey, Plan
 
 
 def keep_recipe(plan: Plan, lines: Sequence[tuple[OpKey, str]]) -> str:
-    """The plan's recipe as TOML, with a [[keep]] line for each key and the reason beside it.
+    """The plan's recipe as TOML, with a [[keep]] line for each reason and the keys that have it.
 
     A packaged recipe is extended by its name; any other is written out in full.
     """
@@ -22,7 +22,10 @@ def keep_recipe(plan: Plan, lines: Sequence[tuple[OpKey, str]]) -> str:
     else:
         text = _tables({**said, "keep": []})
         text += "".join(_line("keep", line) for line in said.get("keep", ()))
-    return text + "".join(_line("keep", {"ops": [f"key:{key}"], "why": why}) for key, why in lines)
+    by_reason: dict[str, list[str]] = {}
+    for key, why in lines:
+        by_reason.setdefault(why, []).append(f"key:{key}")
+    return text + "".join(_line("keep", {"ops": keys, "why": why}) for why, keys in by_reason.items())
 
 
 def _tables(table: Mapping[str, Any], path: str = "") -> str:
@@ -49,4 +52,6 @@ def _line(path: str, item: Mapping[str, Any]) -> str:
 
 def _value(value: Any) -> str:
     """A text, number, truth or list as TOML writes it: as JSON does, but for what JSON leaves as it is."""
+    if isinstance(value, list) and len(value) > 1:
+        return "[\n" + "".join(f"    {_value(item)},\n" for item in value) + "]"
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -19,11 +19,14 @@ from fp8graph.numerics import sidecar
 from fp8graph.testing.errors import ContractError, CrashError, PurityError
 from fp8graph.testing.models import Array
 from fp8graph.testing.prepare import Prepared
+from fp8graph.testing.statistics import informed
 
 
 def hold_unchanged(item: PlanRule | Repair, where: str, prepared: Prepared) -> int:
     """The promises of what only looks at a model; the number of its answers."""
     assert prepared.ctx.plan is not None
+    if isinstance(item, Repair):
+        prepared = replace(prepared, ctx=informed(item, prepared))
     was, count = ir.to_proto(prepared.model).SerializeToString(deterministic=True), 0
     arrays: dict[str, Array] = {}
     for place in walk.walk(prepared.model):
@@ -58,7 +61,8 @@ def _hold_repair(
 ) -> int:
     """`arrays` collects what was found in the whole model: one name means one array."""
     known = {op.all_facts.qualified(value) for _, graph in walk.graphs(prepared.model) for value in walk.values(graph)}
-    for name in item.needs(op, decision):
+    for need in item.needs(op, decision):
+        name = need if isinstance(need, str) else need.tensor
         if name not in known:
             raise PurityError(item, where, f"it needs '{name}' for '{op.key}', and the model has no such tensor")
 
@@ -79,7 +83,10 @@ def _hold_repair(
             raise PurityError(item, where, f"{at} is not the array that it refers to")
         if not np.array_equal(arrays.setdefault(adjust.value.name, array), array):
             raise PurityError(item, where, f"{at} has a name that stands for another array: '{adjust.value.name}'")
-        if adjust.slot not in decision.inputs or adjust.weight != sidecar.weight_digest(weights(adjust.slot)):
+        # Of what hangs on an activation, the weight is that which it is multiplied by, where that is one.
+        bound = adjust.slot if is_constant(op.input(adjust.slot)) else 1 - adjust.slot
+        digest = sidecar.weight_digest(weights(bound)) if is_constant(op.input(bound)) else ""
+        if adjust.slot not in decision.inputs or adjust.weight != digest:
             raise PurityError(item, where, f"{at} is not bound to a quantized weight of that op")
         if adjust.rule != item.name:
             raise PurityError(item, where, f"{at} is signed '{adjust.rule}'")

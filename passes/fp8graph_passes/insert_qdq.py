@@ -81,13 +81,17 @@ class _Insertion:
     def carry_out(self, place: walk.Place, decision: Decision) -> None:
         """All operands of one op, and what repairs have found for it."""
         found = {(item.kind, item.slot): item for item in decision.adjust}
-        terms = {slot: sidecar.fetch(self.arrays, item.value) for (kind, slot), item in found.items() if kind == "terms"}
+        terms = {
+            slot: sidecar.fetch(self.arrays, item.value) for (kind, slot), item in found.items() if kind == "terms"
+        }
         plain = dict(enumerate(place.node.inputs))
         for slot, quant in sorted(decision.inputs.items()):
             # Its channels are summed over once more where the other operand is in two terms.
             again = terms.get(1 - slot)
             self.quantize(place, slot, quant, decision.high, found.get(("codes", slot)), again)
         for slot, channels in sorted(terms.items()):
+            if tensors.is_constant(plain[1 - slot]):
+                self._hold_to(plain[1 - slot], found["terms", slot])
             self._split(place, slot, plain, decision, channels)
         bias = next((item for (kind, _), item in found.items() if kind == "bias"), None)
         if bias is not None:
@@ -104,7 +108,9 @@ class _Insertion:
             assert value is not None and read is not None
             if tensors.is_constant(value):
                 continue  # its codes are as long already
-            axis = contraction_axis(place.node, at, len(value.shape or ()))
+            # From the end where the rank is not known: of a MatMul alone.
+            rank = None if value.shape is None else len(value.shape)
+            axis = contraction_axis(place.node, at, 2) - 2 if rank is None else contraction_axis(place.node, at, rank)
             side = Side(value, read, self.coded[value, quant, place.graph, None][1], quant, axis)
             new = work.split(side, channels) if at == slot else work.repeated(side, channels)
             edit.replace_input(place.node, at, new)
@@ -112,8 +118,8 @@ class _Insertion:
     def _bias(self, place: walk.Place, weight: ir.Value | None, found: Adjust) -> None:
         """Another bias, in the type of the one that was there."""
         bias, graph = place.node.inputs[2], place.graph
-        assert bias is not None and weight is not None and isinstance(graph, ir.Graph)
-        self._solved(weight, tensors.read(weight), found)
+        assert bias is not None and isinstance(graph, ir.Graph)
+        self._hold_to(weight, found)
         array = sidecar.fetch(self.arrays, found.value).astype((bias.dtype or ir.DataType.FLOAT).numpy())
         constant = tensors.constant(self.names.fresh(f"{bias.name}_corrected"), array)
         graph.register_initializer(constant)
@@ -231,7 +237,7 @@ class _Insertion:
             raise InputError("a weight holds a NaN or an infinity", where=f"initializer '{value.name}'", code="FG212")
         scales = store_scales(amax, form, quant.scale.stored)
         effective = np.asarray(scales.effective, np.float32)
-        solved = self._solved(value, array, found)
+        solved = None if found is None else self._solved(value, array, found)
         tensors.release(value)
 
         along_sum = contraction_axis(place.node, slot, array.ndim)
@@ -289,14 +295,18 @@ class _Insertion:
         graph.insert_before(place.node, [node])
         return node.outputs[0]
 
+    def _hold_to(self, value: ir.Value | None, found: Adjust) -> None:
+        """Refuses what a repair has found for another weight than this."""
+        assert value is not None
+        self._solved(value, tensors.read(value), found)
+        tensors.release(value)
+
     @staticmethod
-    def _solved(value: ir.Value, array: tensors.Array, found: Adjust | None) -> ArrayRef | None:
-        """Where a repair has solved for the codes, their name: on the very weight that they were solved for."""
-        if found is None:
-            return None
+    def _solved(value: ir.Value, array: tensors.Array, found: Adjust) -> ArrayRef:
+        """The name of what a repair has found: for the very weight that it was solved for."""
         if sidecar.weight_digest(array) != found.weight:
             raise InputError(
-                f"the plan's codes were found by {found.rule} for another weight",
+                f"what {found.rule} has found in the plan was found for another weight",
                 where=f"initializer '{value.name}'",
                 why="the weight's digest is not the one in the plan",
                 do="make a plan for these weights",

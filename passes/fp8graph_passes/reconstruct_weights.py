@@ -14,6 +14,7 @@ Exactness      weights stay on their grid
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -31,19 +32,23 @@ from fp8graph.numerics.blocks import block_scale
 from fp8graph.numerics.moments import Moments
 from fp8graph.numerics.scale import channel_amax, store_scales
 
+# Firmer ridges, times the least one.
+_STEPS = (5.0, 25.0, 125.0)
+
 
 @dataclass(frozen=True)
 class ReconstructWeights(Repair):
     """Rounding of weights with data, for what the op computes.
 
-    ridge   how firmly a weight is held to what it was, as a share of its input's mean square
+    ridge   how firmly a weight is held to what it was at least, as a share of its input's mean square; 5, 25 and 125
+            times that are tried where samples are held back
     damp    the same for the weight's rounding
     """
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"ridge": (1e-6, 1e3), "damp": (1e-6, 1e3)}
     learns: ClassVar[bool] = True
 
-    ridge: float = 0.05
+    ridge: float = 0.02
     damp: float = 0.01
 
     def solve(
@@ -65,6 +70,25 @@ class ReconstructWeights(Repair):
         reference = sidecar.reference(f"{quant.value}.codes.{op.key}", codes)
         return [(Adjust("codes", slot, self.name, reference, sidecar.weight_digest(weight)), codes)]
 
+    def _group(self, rows: Array, moments: Moments, group: int, rounded: rounding.Round) -> Array | None:
+        """The rows of one group, solved with the ridge that holds best on samples that they were not solved on."""
+        told = moments.held or moments
+        best, least = None, math.inf
+        for ridge in (self.ridge, *(self.ridge * step for step in _STEPS if moments.held is not None)):
+            try:
+                wanted = rounding.answered(rows, moments, group, ridge)
+            except np.linalg.LinAlgError:
+                continue
+            lost = rounding.loss(rows, wanted, told, group)
+            if lost < least:
+                best, least, firm = wanted, lost, max(self.damp, ridge / _STEPS[0])
+        if best is None:
+            return None
+        try:
+            return rounding.compensated(best, moments.gram[group], rounded, firm)
+        except np.linalg.LinAlgError:
+            return None
+
     def _solved(self, weight: Array, quant: Quant, product: Product, moments: Moments) -> Array | None:
         form = formats.get(quant.format)
         scales = store_scales(channel_amax(weight, quant.granularity), form, quant.scale.stored)
@@ -83,13 +107,12 @@ class ReconstructWeights(Repair):
                 part = scale[of, at]
                 return cast.decode(cast.encode(columns / part, form), form) * part
 
-            nearest = rounded(rows[of], slice(None))
-            better[of] = nearest
-            try:
-                wanted = rounding.answered(rows[of], moments, group, self.ridge)
-                found = rounding.compensated(wanted, moments.gram[group], rounded, self.damp)
-            except np.linalg.LinAlgError:
+            better[of] = nearest = rounded(rows[of], slice(None))
+            found = self._group(rows[of], moments, group, rounded)
+            told = moments.held or moments
+            if found is None or rounding.loss(rows[of], found, told, group) >= rounding.loss(
+                rows[of], nearest, told, group
+            ):
                 continue
-            if rounding.loss(rows[of], found, moments, group) < rounding.loss(rows[of], nearest, moments, group):
-                better[of], gained = found, True
+            better[of], gained = found, True
         return cast.encode(product.back(better, weight.shape), form, effective, quant.granularity) if gained else None

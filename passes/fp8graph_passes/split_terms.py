@@ -1,9 +1,9 @@
 """Give the activations that cost the most a second FP8 term.
 
-What it does   x = hi + lo / 16, hi = DQ(Q(x)) and lo = DQ(Q(16 (x - hi))): chosen channels of an operand are summed over
-               once more, with what the first rounding has lost. Channels are chosen over the whole model, by the noise
-               that they cost at its output for each multiply-accumulate that they add, up to `share` of all that are
-               in FP8.
+What it does   x = hi + lo / 16, hi = DQ(Q(x)) and lo = DQ(Q(16 (x - hi))): chosen channels of an operand are summed
+               over once more, with what the first rounding has lost. Channels are chosen over the whole model, by the
+               noise that they cost at its output for each multiply-accumulate that they add, up to `share` of all that
+               are in FP8.
 Why            Noise is spread unevenly: often over half of it comes in through the image that the first convolution
                reads, or the keys of attention, where a second term costs one or two percent.
 Needs          data

@@ -86,6 +86,51 @@ def test_one_value_that_is_not_finite_is_found_wherever_it_lies(name, value, pla
     assert not any(stat.nonfinite for stat in view.observe(0, data[0]).values.values())
 
 
+MADE = [
+    ("n = Log(x)", -1.0),  # NaN where x is negative
+    ("a = Sub(x, x) n = Div(a, a)", 1.0),
+    ("a = Exp(x) b = Exp(a) n = Sub(b, b)", 9.0),  # infinity less infinity
+    ("a = Sqrt(x) n = Softmax(a)", -4.0),
+    ("a = Log(x) b = Relu(a) n = Mul(b, x)", -1.0),
+]
+
+
+@pytest.mark.parametrize(("body", "value"), MADE)
+@pytest.mark.parametrize("behind", ["Relu(n)", "Add(n, n)", "Identity(n)"])
+def test_a_nan_that_an_operator_makes_is_found_behind_it(body, value, behind):
+    text = f"{{ {body} r = {behind} t = Relu(r) y = MatMul(t, w) }}"
+    proto = model(f"(float[n,64] x, float[64,4] w) => (float[n,4] y) {text}")
+    array = np.full((3, 64), 2.0, np.float32)
+    array[1, 37] = value
+    view = viewing.View(load(proto).model, [Need(each) for each in ("r", "t")], "", "")
+    told = OnnxRuntime(with_outputs(proto)).run({"x": array})
+    found = view.observe(0, {"x": array}).values
+    for each in ("r", "t"):
+        assert bool(found[each].nonfinite) is not bool(np.isfinite(told[each]).all())
+    assert found["r"].nonfinite
+
+
+@pytest.mark.parametrize(("body", "value"), [*MADE, ("a = Mul(x, x) n = Sub(a, a)", 3e38)])
+def test_it_is_found_where_no_output_tells_of_it(body, value):
+    text = f"{{ {body} r = Relu(n) p = MatMul(r, w) q = Greater(p, p) y = Cast <to = 1> (q) }}"
+    proto = model(f"(float[64,64] x, float[64,4] w) => (float[64,4] y) {text}")
+    feed = {"x": np.full((64, 64), 2.0, np.float32)}
+    feed["x"][1, 37] = value
+    told = OnnxRuntime(with_outputs(proto)).run(feed)
+    assert np.isfinite(told["y"]).all() and not np.isfinite(told["r"]).all()
+    view = viewing.View(load(proto).model, [Need("r")], "", "")
+    assert view.observe(0, feed).values["r"].nonfinite == 1
+
+
+@pytest.mark.parametrize("factor", [2.0**28, 2.0**31, 2.0**100])
+def test_large_numbers_are_observed_as_they_are(factor):
+    head = "(float[n,8] x, float[8,8] w, float[8,8] w_b) => (float[n,8] y)"
+    proto = model(head + " { h = MatMul(x, w) r = Relu(h) y = MatMul(r, w_b) }")
+    feed = {"x": (feeds(proto)[0]["x"] * factor).astype(np.float32)}
+    found, told = seen(proto, ["h", "r"], [feed]).values, OnnxRuntime(with_outputs(proto)).run(feed)
+    assert found["h"] == Stat.of(told["h"]) and found["r"].max == told["r"].max()
+
+
 def with_outputs(proto: onnx.ModelProto) -> Any:
     work = load(proto).model
     have = {value.name for value in work.graph.outputs}

@@ -163,7 +163,7 @@ def flow(monkeypatch: pytest.MonkeyPatch, plan: Plan, comparison: Comparison) ->
         return recorder.answer("compare", dict(locals()))
 
     def debug_precision(
-        model, *, plan, output=None, mode="bisect", dir="forward", check=None, fail_code=None, fail_regex=None, data=None,
+        model, *, plan, output=None, mode="bisect", dir=None, check=None, fail_code=None, fail_regex=None, data=None,
         samples=None, batch=None, seed=0, val_range=None, input_shapes=None, providers=None, custom_ops=None, min_sqnr=None,
         rtol=None, atol=None, check_error_stat=None, error_quantile=None, resume=False, force=False, progress=SILENT,
     ):  # fmt: skip
@@ -184,7 +184,19 @@ def flow(monkeypatch: pytest.MonkeyPatch, plan: Plan, comparison: Comparison) ->
     def doctor():
         return recorder.answer("doctor", {})
 
-    for function in (optimize, calibrate, build, attest, compare, check, inspect, diff, report, doctor):
+    for function in (
+        optimize,
+        calibrate,
+        build,
+        attest,
+        compare,
+        debug_precision,
+        check,
+        inspect,
+        diff,
+        report,
+        doctor,
+    ):
         setattr(module, function.__name__, function)
     monkeypatch.setitem(sys.modules, "fp8graph.flow", module)
     monkeypatch.setattr(fp8graph, "flow", module, raising=False)

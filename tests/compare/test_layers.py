@@ -161,6 +161,19 @@ def test_a_batch_normalization_that_weights_took_over_is_no_error(plan, tmp_path
     assert all(item.local.equal or item.local.sqnr_db > 25 for item in found.layers)
 
 
+def test_a_scale_that_moved_through_attention_is_no_error_where_the_plan_is_there(tmp_path):
+    source, out = tmp_path / "m.onnx", tmp_path / "o.onnx"
+    proto = corpus()["split_scale_attention"]
+    onnx.save(proto, str(source))
+    data = [{item.name: _random(item) for item in proto.graph.input}]
+    fp8graph.optimize(source, output=out, data=data, target="tensorrt-rtx")
+    found = layers(source, out, data)
+    assert all(item.local.equal or item.local.sqnr_db > 18 for item in found.layers)
+    (tmp_path / "o.onnx.plan.json").unlink()
+    found = layers(source, out, data)
+    assert any(item.local.sqnr_db is not None and item.local.sqnr_db < 10 for item in found.layers)
+
+
 def _random(value) -> np.ndarray:
     shape = [dim.dim_value or 2 for dim in value.type.tensor_type.shape.dim]
     return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
@@ -173,6 +186,17 @@ def test_a_layer_of_another_float_type_is_fed_what_the_original_computes(high, t
     fp8graph.optimize(one, output=out, data=data, target="tensorrt-rtx", high_precision_dtype=high)
     found = {item.key: item for item in layers(one, out, data).layers}
     assert 25 < found["y"].local.sqnr_db < 50 and found["y"].accumulated.sqnr_db < found["y"].local.sqnr_db
+
+
+def test_sequences_are_no_layers_and_what_reads_them_is():
+    text = """(float[2,8] x) => (float[2,8] y) {
+        h = Relu(x)
+        all = SequenceConstruct(h, x)
+        zero = Constant <value_int = 0> ()
+        y = SequenceAt(all, zero)
+    }"""
+    found = layers(model(text), model(text), feeds(model(text), 1))
+    assert [(item.key, item.local.equal) for item in found.layers] == [("h", True), ("y", True)]
 
 
 @pytest.mark.parametrize("rows", ["2", "n"])

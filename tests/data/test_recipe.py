@@ -129,7 +129,7 @@ def test_a_key_that_is_missing_is_named(path):
         ("quantize.activations.format", "e4m3"),
         ("quantize.activations.format", 1),
         ("quantize.weights.per", "row"),
-        ("quantize.weights.scale", "mse"),
+        ("quantize.weights.scale", "entropy"),
         ("high", "fp16"),
         ("high.dtype", "fp64"),
         ("high.dtype", ["fp16"]),

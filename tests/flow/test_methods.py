@@ -167,7 +167,7 @@ def test_in_a_body_only_extremes_are_known_and_the_plan_says_so():
     assert [rule for rule, _ in scales(plan)] == ["amax", "amax"] and plan.settled
 
 
-def recipe(place: Any, weights: str = "amax", activations: str = "amax", base: str = "fp8-full") -> str:
+def recipe(place: Any, weights: str = "amax", activations: str = "amax", base: str = "fp8-amax") -> str:
     tables = {"weights": weights, "activations": activations}
     text = "\n".join(f'[quantize.{name}]\nscale = "{scale}"' for name, scale in tables.items())
     (place / "r.toml").write_text(f'extends = "{base}"\n{text}\n')

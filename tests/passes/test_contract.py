@@ -14,6 +14,7 @@ from fp8graph.core import registry
 from fp8graph.core.check import check
 from fp8graph.core.passes import RewritePass, Stage
 from fp8graph.testing import check_pass, corpus, outputs, planned
+from tests.small import model
 
 
 def _named() -> onnx.ModelProto:
@@ -25,7 +26,21 @@ def _named() -> onnx.ModelProto:
     return proto
 
 
-MODELS = corpus() | {"named": _named()}
+# An activation that came quantized beside a weight that did not.
+BESIDE = """(float[4,16] x, float[16,16] w) => (float[4,16] y) <float s = {0.0625}> {
+    q = QuantizeLinear <output_dtype = 17> (x, s) d = DequantizeLinear (q, s) y = MatMul (d, w) }"""
+# Channels of several sizes, made by a normalization and by a convolution.
+MIGRATED = """(float[4,32] x, float[32] w_g, float[32] w_b, float[32,32] w) => (float[4,32] y) {
+    n = LayerNormalization (x, w_g, w_b) y = MatMul (n, w) }"""
+EQUALIZED = """(float[2,8,8,8] x, float[16,8,3,3] w, float[16,1,3,3] w_d) => (float[2,16,4,4] y) {
+    c = Conv (x, w) r = Relu (c) y = Conv <group = 16> (r, w_d) }"""
+SPREAD = 2.0 ** np.arange(-8, 8)
+MODELS = corpus() | {
+    "named": _named(),
+    "beside": model(BESIDE),
+    "migrated": model(MIGRATED, w_g=np.repeat(SPREAD, 2)),
+    "equalized": model(EQUALIZED, w=np.ones((16, 8, 3, 3)) * SPREAD[:, None, None, None]),
+}
 # Passes that do nothing unless they are asked to: on which models, with which options, and how they are checked.
 ASKED = {
     "write-fp4-quantization": (
@@ -38,6 +53,8 @@ ASKED = {
         {"recipe": "mxfp8"},
         {"highs": ("fp16", "bf16"), "target": "tensorrt:sm100"},
     ),
+    "migrate-channels": (["migrated"], {"recipe": "int8"}, {"highs": ("keep", "fp16")}),
+    "equalize-channels": (["equalized"], {"recipe": "int8"}, {"highs": ("keep", "fp16")}),
     "hold-caches": (["kv_cache"], {"kv_cache": "fp8"}, {}),
     "split-weight-blocks": (["block_weights"], {}, {"target": "tensorrt-rtx:sm89"}),
     "restore-given-weights": (["given_weights"], {"nodes_to_exclude": ("middle", "again", "product")}, {}),

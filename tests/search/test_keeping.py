@@ -43,14 +43,15 @@ def test_readers_of_a_concat_and_of_its_operands_share_a_scale_and_are_one_unit(
     plan = fp8graph.optimize(proto, data=feeds(proto), recipe=str(recipe), target="reference", compare=False).plan
     shared = {key for key, op in plan.quantized() if any(quant.scale.over for quant in op.inputs.values())}
     assert len(shared) >= 2
-    assert next(unit for unit in units_of(plan) if len(unit.keys) > 1).keys == tuple(
-        key for key in plan.ops if key in shared
-    )
+    unit = next(unit for unit in units_of(plan) if len(unit.keys) > 1)
+    assert shared <= set(unit.keys) and list(unit.keys) == [key for key in plan.ops if key in unit.keys]
+    assert not set(unit.keys) & {key for key, _ in keep(plan, [unit.keys[-1]], WHY).quantized()}
 
 
 @pytest.mark.parametrize("name", recipes.names())
 def test_a_packaged_recipe_is_extended(name, tmp_path):
-    plan = replace(plan_of(model(TWO), target="reference", recipe=name, allow_unquantized=True))
+    proto = model(TWO)
+    plan = plan_of(proto, target="reference", recipe=name, allow_unquantized=True, data=feeds(proto))
     text = keep_recipe(plan, [("h", "it costs 12.5 dB")])
     assert tomllib.loads(text)["extends"] == name
     path = tmp_path / "keep.toml"
@@ -58,6 +59,11 @@ def test_a_packaged_recipe_is_extended(name, tmp_path):
     found, base = recipes.load(str(path)), recipes.load(name)
     assert found.keep[-1].ops == ("key:h",) and found.keep[-1].why == "it costs 12.5 dB"
     assert replace(found, keep=base.keep, name=name, summary=base.summary) == base
+
+
+def test_ops_with_one_reason_share_a_line():
+    lines = tomllib.loads(keep_recipe(plan_of(model(TWO)), [("a", "one"), ("b", "two"), ("c", "one")]))["keep"]
+    assert lines == [{"ops": ["key:a", "key:c"], "why": "one"}, {"ops": ["key:b"], "why": "two"}]
 
 
 def test_a_recipe_of_one_s_own_is_written_out_with_its_lines(tmp_path):

@@ -217,12 +217,12 @@ CODES = (
     Code(
         "FG230",
         "quantized already",
-        "The model came with scales for this operator. Where both operands have them, in a format that the recipe quantizes "
-        "to, the plan takes them over (origin `given`) and needs no data for them; else the operator stays as it came, "
-        "with its Q/DQ.",
-        "Numbers found in training are better than those that calibration would find, and a second rounding adds noise.",
-        "Nothing. --given-scales recalibrate finds the scales of activations anew; --nodes-to-exclude takes the Q/DQ of an "
-        "operator out that was taken over.",
+        "The model came with scales for this operator. Where both operands have them, in a format that the recipe "
+        "quantizes to, the plan takes them over (origin `given`) and needs no data for them; else the operator stays "
+        "as it came, with its Q/DQ.",
+        "Numbers found in training are better than those that calibration would find; a second rounding adds noise.",
+        "Nothing. --given-scales recalibrate finds the scales of activations anew; --nodes-to-exclude takes the Q/DQ "
+        "out of an operator that was taken over.",
     ),
     Code(
         "FG231",
@@ -300,6 +300,53 @@ CODES = (
         "not do.",
         "They solve for what the model computes on real inputs.",
         "Give --data FILE, or a plan that holds what they have found (--plan).",
+    ),
+    Code(
+        "FG241",
+        "repairs were dropped",
+        "On samples that they had not learned from, the model was no nearer to the original with what they found.",
+        "A repair is switched on by measurement.",
+        "Nothing. More samples in --data let them learn more.",
+    ),
+    Code(
+        "FG242",
+        "channels have been scaled",
+        "The channels of this operand are divided by powers of two, and the weights that read it multiplied by them: "
+        "the same numbers, in ranges that round better. The text says by how much, by an estimate for these operators.",
+        "One scale is that of the largest channel: INT8 has few steps left for the others.",
+        "Nothing. Leave migrate-channels and equalize-channels out of the recipe's repairs to have it as it came.",
+    ),
+    Code(
+        "FG243",
+        "quantized in the format that costs the least",
+        "The recipe lets operators have other formats than its own (quantize.instead, recipe auto): what each costs the "
+        "model's output was measured on the data. The text says what is left where this operator alone is quantized.",
+        "FP8 is better where few values are far larger than the others, INT8 where they are alike.",
+        "Nothing. --recipe fp8-default and --recipe int8 have one format for all; a [[quantize.for]] line names one.",
+    ),
+    Code(
+        "FG244",
+        "kept: it costs more than it is worth",
+        "In the best of the formats that it may have, this operator has more than twenty times its part of the model's "
+        "multiply-accumulates as its part of the noise.",
+        "In high precision it slows the model little, and makes it much more accurate.",
+        "Nothing. --nodes-to-quantize 'KEY' asks for it all the same.",
+    ),
+    Code(
+        "FG245",
+        "FP8 buys little or nothing",
+        "FP8 computes less than a tenth of the multiply-accumulates, or each product is so small that a kernel takes "
+        "longer to start than to compute it.",
+        "What is not computed in FP8, or takes no time, does not become faster by it; accuracy is lost all the same.",
+        "Measure on the device (bench) against --recipe int8 and --recipe fp16.",
+    ),
+    Code(
+        "FG246",
+        "what single operators cost is known in part",
+        "`sensitivity`, or the search for a goal, could not measure an operator, because the target's form of it leaves "
+        "no tensor under the name that it had; or the samples are so few that one of them had to do for each operator.",
+        "Noise of one sample is a rough guide, and an operator that was not measured counts as one that costs nothing.",
+        "Give more samples; measure with --target reference, which keeps all forms; or sensitivity --exact.",
     ),
     Code(
         "FG232",

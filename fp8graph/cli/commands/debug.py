@@ -22,7 +22,6 @@ USAGE = "debug precision MODEL --plan P -o keep.toml [--min-sqnr DB --data URI .
 EXAMPLES = (
     "debug precision m.onnx --plan m.fp8.onnx.plan.json -o keep.toml --data eval.npz --min-sqnr 30",
     "debug precision m.onnx --plan m.fp8.onnx.plan.json -o keep.toml --check python eval.py fp8graph_debug.onnx",
-    "optimize m.onnx -o m.fp8.onnx --recipe keep.toml --data calib.npz",
 )
 
 
@@ -38,9 +37,9 @@ def configure(parser: Parser) -> None:
     group.add_argument(
         "--dir",
         type=values.choice("forward", "reverse", "sensitive"),
-        default="forward",
         metavar="HOW",
-        help="kept first: forward (from the inputs on), reverse, or sensitive (what FP8 costs most on --data)",
+        help="kept first: forward (from the inputs on), reverse, or sensitive (what FP8 costs most on --data; the "
+        "default without --check)",
     )
     group.add_argument("--resume", action="store_true", help="go on from OUT.resume, where there is one")
     Check.add(parser)
@@ -117,11 +116,10 @@ def run(args: argparse.Namespace, console: Console) -> Outcome:
     )
     from fp8graph.report import debugging
 
+    found, then = done.to_json(), _next(args, model, done.plan)
     return Outcome(
-        text=debugging.debugged(
-            done.to_json(), model=model, files=done.files, next_command=_next(args, model, done.plan), paint=console.paint
-        ),
-        result=done.to_json(),
+        text=debugging.debugged(found, model=model, files=done.files, next_command=then, paint=console.paint),
+        result=found,
         files=done.files,
         findings=done.findings,
     )

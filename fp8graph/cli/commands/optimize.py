@@ -10,7 +10,7 @@ import argparse
 from typing import Any
 
 from fp8graph.cli.console import Console, Outcome
-from fp8graph.cli.groups import Data, Model, Output, Policy, Scales, Select
+from fp8graph.cli.groups import Data, Goal, Model, Output, Policy, Scales, Select
 from fp8graph.cli.parser import Parser
 from fp8graph.cli.shaping import Shapes
 
@@ -19,6 +19,7 @@ EXAMPLES = (
     "optimize m.onnx -o m.fp8.onnx --target tensorrt-rtx --data calib.npz",
     "optimize m.onnx -o m.fp8.onnx --plan-only",
     "optimize m.onnx -o again.onnx --plan m.fp8.onnx.plan.json",
+    "optimize m.onnx -o m.fp8.onnx --data calib.npz --min-sqnr 30 --curve curve.svg",
 )
 
 
@@ -41,6 +42,7 @@ def configure(parser: Parser) -> None:
     Data.add(parser)
     Scales.add(parser)
     Select.add(parser)
+    Goal.add(parser)
     Shapes.add(parser)
 
 
@@ -65,6 +67,7 @@ def run(args: argparse.Namespace, console: Console) -> Outcome:
         allow_unquantized=args.allow_unquantized,
         verify=args.verify,
         compare=not args.no_compare,
+        **Goal.read(args),
         external_data_size_threshold=args.external_data_size_threshold,
         progress=console.progress,
     )
@@ -80,6 +83,7 @@ def run(args: argparse.Namespace, console: Console) -> Outcome:
             "recipe": done.plan.recipe.get("name"),
             "comparison": _comparison(done),
             "onnxruntime_default": done.default_session.to_json() if done.default_session else None,
+            "search": dict(done.plan.search) or None,
             "seconds": dict(done.seconds),
         },
         files=done.files,
@@ -106,10 +110,17 @@ def _summary(args: argparse.Namespace, model: str, plan_path: str | None, done: 
         default_session=done.default_session,
         seconds=done.seconds,
         source_bytes=None if args.plan_only else _size(model),
-        samples=done.comparison.samples if done.comparison else None,
+        samples=_learned(done),
         next_command=_next(args, model, plan_path, done.plan),
         paint=console.paint,
     )
+
+
+def _learned(done: Any) -> int | None:
+    """How many samples scales were taken from: a search holds some back."""
+    if done.plan.search.get("scales_from"):
+        return int(done.plan.search["scales_from"])
+    return done.comparison.samples if done.comparison else None
 
 
 def _size(model: str) -> int | None:
