@@ -25,7 +25,7 @@ from fp8graph.graph.stages import Legal, Normalized
 _LONGEST = 80
 _BOOL = ir.DataType.BOOL
 # Adjustments that give the op another form: it is switched as a whole.
-_FORMS = ("channels", "split", "terms")
+_FORMS = ("split", "terms")
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Switching:
         result = self._value(before.outputs[0].name, place) if before is not None and place is not None else None
         if place is None or before is None or result is None or not isinstance(place.graph, ir.Graph):
             return None
-        return place, before, result
+        return place, before, _rescaled(result, key)
 
     def _way(self, place: walk.Place, node: ir.Node, before: ir.Node, slot: int) -> list[ir.Node] | None:
         """The nodes from an operand as it was to what the op reads; None where it is another tensor by then."""
@@ -350,6 +350,16 @@ class Switching:
         name, result.name = result.name, self.names.fresh(f"{result.name}_replaced")
         chosen.name = name
         self._here[place.scope][name or ""] = chosen
+
+
+def _rescaled(result: ir.Value, key: OpKey) -> ir.Value:
+    """Behind the products with the scales that operands were divided by, which were inserted for the op."""
+    while not result.is_graph_output():
+        users = [user for user, _ in result.uses()]
+        if len(users) != 1 or users[0].op_type != "Mul" or users[0].metadata_props.get(walk.FOR) != key:
+            break
+        result = users[0].outputs[0]
+    return result
 
 
 def _is_code(value: ir.Value) -> bool:

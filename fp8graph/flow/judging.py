@@ -19,6 +19,8 @@ from fp8graph.calibrate.samples import Samples
 from fp8graph.compare.outputs import compare_outputs
 from fp8graph.compare.tolerance import Tolerance
 from fp8graph.core import stages
+from fp8graph.core.passes import Approximate, Stage
+from fp8graph.core.pipeline import Pipeline
 from fp8graph.data.comparison import Comparison
 from fp8graph.data.plan import Plan
 from fp8graph.graph.load import load
@@ -183,11 +185,18 @@ def called(function: Callable[[Pairs], Any], pairs: Pairs, name: str) -> float:
     return value
 
 
-def carried_out(job: Job, plan: Plan) -> Legal:
-    """A settled plan on a copy of the job's normalized model; what passes have to say about it is not kept."""
+def carried_out(job: Job, plan: Plan, *, folded: bool = True) -> Legal:
+    """A settled plan on a copy of the job's normalized model; what passes have to say about it is not kept.
+
+    folded   False leaves out exact passes that move factors about: every tensor then is what its name says
+    """
     ctx = replace(job.ctx, plan=plan, facts=None, notes=Notes(), progress=SILENT)
     copy = Normalized(job.normalized.model.clone(), job.normalized.source, job.normalized.structure)
-    return stages.legalize(stages.quantize(copy, job.pipeline, ctx), job.pipeline, ctx)
+    pipeline = job.pipeline
+    if not folded:
+        kept = [item for item in pipeline.passes if item.stage != Stage.FOLD or isinstance(item.exact, Approximate)]
+        pipeline = Pipeline(kept)
+    return stages.legalize(stages.quantize(copy, pipeline, ctx), pipeline, ctx)
 
 
 class _Numbered(dict[str, Any]):

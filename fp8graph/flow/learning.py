@@ -89,7 +89,8 @@ class Learning:
     def _quantized(self, plan: Plan) -> ir.Model:
         ctx = replace(self._ctx, plan=plan, facts=None, notes=Notes(), progress=SILENT)
         copy = replace(self._normalized, model=self._normalized.model.clone())
-        return stages.quantize(copy, self._pipeline, ctx).model
+        # Legalized: only then is a model in fp16 one that runs.
+        return stages.legalize(stages.quantize(copy, self._pipeline, ctx), self._pipeline, ctx).model
 
     def _tap(self, key: OpKey, node: ir.Node, other: ir.Node | None, plan: Plan) -> _Tap | None:
         product, decision = product_of(node), plan.ops[key]

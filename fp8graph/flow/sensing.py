@@ -52,7 +52,7 @@ def sense(
     Costs of `sqnr` are noise over signal power, the mean over the outputs: they add up.
     """
     sizes = op_sizes(job.normalized.model, plan.shapes)
-    made = switched(job.moved(plan), carried_out(job, plan), plan)
+    made = switched(job.moved(plan), carried_out(job, plan, folded=False), plan)
     if not made.switches:
         return Ranking((), 0, 0.0, 0, 0, exact), made.missing
     count = feeds.count if feeds.count is not None else sum(1 for _ in feeds)

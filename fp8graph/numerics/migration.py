@@ -5,7 +5,8 @@ What a product loses, summed over its channels c, with mean squares P of the ten
     sum_c |w_c|^2 (r P_c + f_c^2 d^2 / 12)  +  sum_c P_c |e_c|^2
 
 r is the mean squared relative error of a floating format (0 of integers) and d its smallest step under the scale, which
-is that of the largest x_c / f_c; what a channel loses is at most itself (all of it is rounded to 0). The error of the weight is that of f w as it rounds, divided by f.
+is that of the largest x_c / f_c; what a channel loses is at most itself (all of it is rounded to 0). The error of the
+weight is that of f w as it rounds, divided by f.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ _MOST = 12
 
 
 def factors(peaks: Array, weights: Array, alpha: float) -> NDArray[np.float32]:
-    """Powers of two next to peaks^alpha / weights^(1 - alpha), in such a measure that the largest quotient is not larger
-    than the largest value, and more than half of it.
+    """Powers of two next to peaks^alpha / weights^(1 - alpha), times one that leaves the largest quotient in the octave
+    below the largest value.
 
     peaks    largest value of each channel of the tensor; weights   that of what it is multiplied by
     alpha    1: all channels of the tensor get one range; 0: all rows of the weight

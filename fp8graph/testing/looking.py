@@ -25,12 +25,13 @@ from fp8graph.testing.statistics import informed
 def hold_unchanged(item: PlanRule | Repair, where: str, prepared: Prepared) -> int:
     """The promises of what only looks at a model; the number of its answers."""
     assert prepared.ctx.plan is not None
+    plan = prepared.ctx.plan
     if isinstance(item, Repair):
         prepared = replace(prepared, ctx=informed(item, prepared))
     was, count = ir.to_proto(prepared.model).SerializeToString(deterministic=True), 0
     arrays: dict[str, Array] = {}
     for place in walk.walk(prepared.model):
-        decision = prepared.ctx.plan.ops[place.key]
+        decision = plan.ops[place.key]
         op = OpView(place, prepared.facts, half=decision.high != "fp32")
         try:
             if isinstance(item, PlanRule):

@@ -56,6 +56,9 @@ class Terms:
         return self._add("Concat", side, side.read, again, axis=side.axis)
 
     def _picked(self, value: ir.Value, side: Side, channels: tensors.Array) -> ir.Value:
+        if value.dtype != side.read.dtype and side.read.dtype is not None:
+            to = int(side.read.dtype)
+            value = self._add("Cast", side, value, of=side.read.dtype, shape=value.shape, to=to)
         sizes = None if value.shape is None else list(value.shape)
         if sizes is not None and sizes[side.axis] == len(channels):
             return value  # all of them, which are in order
@@ -67,7 +70,7 @@ class Terms:
         return found
 
     def _times(self, side: Side, value: ir.Value, factor: float) -> ir.Value:
-        kind = (side.value.dtype or ir.DataType.FLOAT).numpy()
+        kind = (value.dtype or ir.DataType.FLOAT).numpy()
         return self._add("Mul", side, value, self._constant("term", np.asarray(factor, kind)), shape=value.shape)
 
     def _constant(self, name: str, array: tensors.Array) -> ir.Value:
