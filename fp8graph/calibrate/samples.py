@@ -51,6 +51,22 @@ class Samples:
 
         return Samples(self.label, read, None if self.count is None else len(range(index, self.count, of)))
 
+    def apart(self, of: int) -> tuple[Samples, Samples]:
+        """The samples without the last of every `of`, and these: to learn from, and to judge on. One at least is held
+        back; reads the samples once where their number is not known."""
+        count = self.count if self.count is not None else sum(1 for _ in self)
+        of = max(1, min(count, of))
+
+        def part(back: bool) -> Samples:
+            chosen = {index for index in range(count) if (index % of == of - 1) == back}
+
+            def read() -> Iterator[dict[str, Array]]:
+                return (feed for index, feed in enumerate(itertools.islice(self.read(), count)) if index in chosen)
+
+            return Samples(self.label, read, len(chosen))
+
+        return part(back=False), part(back=True)
+
     def behind(self, done: int) -> Samples:
         """The samples that follow the first `done`, which may be none."""
         left = None if self.count is None else max(0, self.count - done)

@@ -22,8 +22,7 @@ from fp8graph.graph import given, tensors
 from fp8graph.graph.given import Given
 from fp8graph.numerics.cast import decode, fake_quantize
 from fp8graph.numerics.error import ErrorSums
-from fp8graph.numerics.observed import peaks_of_weight
-from fp8graph.numerics.scale import store_scales
+from fp8graph.numerics.observed import scales_of_weight
 
 # The pass that writes a product for each block: targets that take it name it among their forms.
 SPLIT = "split-weight-blocks"
@@ -102,8 +101,7 @@ def loss(weight: ir.Value, quant: Quant) -> float | None:
         array = came.array(ir.DataType.FLOAT)  # what the codes stand for: a weight in fp16 is that rounded once more
         made = decode(came.codes_in(form), form, came.scales_in(form), granularity)
     else:
-        scales = store_scales(peaks_of_weight(array, granularity, form, quant.scale.rule), form, quant.scale.stored)
-        made = fake_quantize(array, form, scales.effective, granularity)
+        made = fake_quantize(array, form, scales_of_weight(array, quant).effective, granularity)
     sums = ErrorSums()
     sums.add(array, made)
     tensors.release(weight)

@@ -241,7 +241,11 @@ class Switching:
             node = each.producer()
             if tensors.is_constant(each):
                 return False
-            if node is None or node.graph is not place.graph or (not first and self._is_original(each, place)):
+            if (
+                node is None
+                or node.graph is not place.graph
+                or (not first and node is not place.node and self._is_original(each, place))
+            ):
                 ends.add(each)
                 return True
             if node not in found:

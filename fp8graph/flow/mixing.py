@@ -164,7 +164,7 @@ def _warn(job: Job, plan: Plan, macs: Mapping[OpKey, float]) -> None:
     work = sum(macs.get(key, 0.0) for key in products)
     fp8 = [key for key, op in products.items() if op.do == "quantize" and op.precision == "fp8"]
     share = sum(macs.get(key, 0.0) for key in fp8) / work if work else 0.0
-    do = "measure on the device (bench), against --recipe int8 and --recipe fp16"
+    do = "measure on the device, against --recipe int8 and --recipe fp16: python -m fp8graph bench"
     if products and share < _LITTLE:
         left = Counter(_instead(op) for key, op in products.items() if key not in fp8)
         why = "; ".join(f"{count}x {text}" for text, count in left.most_common(3))
@@ -178,4 +178,6 @@ def _warn(job: Job, plan: Plan, macs: Mapping[OpKey, float]) -> None:
 
 
 def _instead(op: Decision) -> str:
-    return f"in {_family(op)}" if op.do == "quantize" else f"kept: {op.why.text}"
+    if op.do == "quantize":
+        return f"in {_family(op)}"
+    return "kept for its noise" if op.why.code == "FG244" else f"kept: {op.why.text}"

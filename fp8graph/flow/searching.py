@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,8 @@ from fp8graph.base import canon
 from fp8graph.base.errors import InputError, Interrupted, UnmetError, UsageError
 from fp8graph.base.files import WrittenFile, check_writable, describe, write_text
 from fp8graph.base.progress import SILENT, stage
-from fp8graph.calibrate.samples import Samples
+from fp8graph.calibrate.samples import Samples, is_random
+from fp8graph.core import registry
 from fp8graph.data.document import check_schema, load_json, malformed
 from fp8graph.data.plan import OpKey, Plan, Reason
 from fp8graph.engines.rows import statuses
@@ -38,6 +38,8 @@ _KIND, _VERSION = "search", 1
 _HELD_BACK = 4
 _POINTS = 17
 _SUFFIXES = (".json", ".csv", ".svg")
+# What a plan is repaired with for a goal, where its recipe names no repairs that learn.
+REPAIRS = ("split-terms", "reconstruct-weights", "correct-bias")
 # What an op counts that the target runs in low precision without gaining by it.
 _NO_GAIN = 0.1
 
@@ -167,6 +169,8 @@ def search(job: Job, goal: Goal, ranges: Ranges | str | Path | None) -> Searched
     """The best plan of an opened job. Raises UnmetError FG151 where none holds the goal, Interrupted."""
     learned, judged_on = _samples(job, goal, ranges)
     every, job.feeds = job.feeds, learned
+    if learned is not None and not is_random(job.data) and not any(item.learns or item.weighs for item in job.repairs):
+        job.repairs = [*job.repairs, *map(registry.create, REPAIRS)]  # type: ignore[list-item]
     try:
         full = job.settled_plan(ranges, plan_only=False)
         if not any(True for _ in full.quantized()):
@@ -181,30 +185,16 @@ def _samples(job: Job, goal: Goal, ranges: Any) -> tuple[Samples | None, Samples
     if goal.eval_data is not None:
         return job.feeds, job.reading.open(goal.eval_data, job.source.model, job.ctx.notes)
     assert job.feeds is not None
-    return (job.feeds, job.feeds) if ranges is not None else apart(job.feeds)
-
-
-def apart(feeds: Samples) -> tuple[Samples, Samples]:
-    """The samples without every fourth, and these; of fewer than four the last. Raises UsageError FG120 for one."""
-    count = feeds.count if feeds.count is not None else sum(1 for _ in feeds)
-    if count < 2:
+    if ranges is not None:
+        return job.feeds, job.feeds
+    learned, held = job.feeds.apart(_HELD_BACK)
+    if not learned.count:
         what, why = (
             "there is one sample, and a goal needs two",
             "plans are judged on samples that scales do not come from",
         )
-        raise UsageError(what, where=feeds.label, why=why, do="give more --data, or --eval-data FILE", code="FG120")
-    of = min(count, _HELD_BACK)
-
-    def part(back: bool) -> Samples:
-        chosen = [index for index in range(count) if (index % of == of - 1) == back]
-        wanted = set(chosen)
-        return Samples(
-            feeds.label,
-            lambda: (feed for index, feed in enumerate(itertools.islice(iter(feeds), count)) if index in wanted),
-            len(chosen),
-        )
-
-    return part(back=False), part(back=True)
+        raise UsageError(what, where=held.label, why=why, do="give more --data, or --eval-data FILE", code="FG120")
+    return learned, held
 
 
 def worths(job: Job, plan: Plan) -> dict[OpKey, float]:
@@ -267,7 +257,9 @@ class _Search:
         found = budget.search()
         if found is None or len(found.kept) == len(self._units):
             raise self._unmet(budget, least)
-        plan = self._noted(self._planned(found.kept), budget.steps, found)
+        plan, last = self._repaired(found)
+        steps = budget.steps if last is found else [*budget.steps, last]
+        plan, found = self._noted(plan, steps, last), last
         shown = None
         if self.goal.curve is not None:
             shown = self._curve(budget.curve(_POINTS), found, least)
@@ -290,6 +282,21 @@ class _Search:
             log.info("step %d: %d ops quantized, %d kept: %.6g, standard error %.3g", *told)
             log.debug("kept: %s", ", ".join(sorted(kept)) or "none")
         return self._known[kept][0]
+
+    def _repaired(self, found: Step) -> tuple[Plan, Step]:
+        """The plan that was found: repaired for itself, not for all ops in low precision, where that is better."""
+        plan = self._planned(found.kept)
+        if not found.kept or not any(op.adjust for op in plan.ops.values()):
+            return plan, found
+        bare = {key: replace(op, adjust=()) for key, op in plan.ops.items()}
+        anew = self.job.repaired(replace(plan, ops=bare, arrays={}))
+        verdict = self.judge.measured(anew)
+        log.info("repaired anew: %.6g after %.6g", verdict.value, found.value)
+        if verdict.value <= found.value:
+            return plan, found
+        kept = frozenset(key for place in found.kept for key in self._units[place].keys)
+        self._known[kept] = verdict.value, verdict.error
+        return anew, replace(found, value=verdict.value)
 
     def _planned(self, kept: Kept) -> Plan:
         whole = math.fsum(cost for cost in self._costs.values() if math.isfinite(cost)) or 1.0

@@ -22,8 +22,8 @@ from fp8graph import formats
 from fp8graph.data.plan import Quant
 from fp8graph.formats.spec import Format
 from fp8graph.numerics import cast
-from fp8graph.numerics.observed import peaks_of_weight
-from fp8graph.numerics.scale import scale_from_amax, store_scales
+from fp8graph.numerics.observed import scales_of_weight
+from fp8graph.numerics.scale import scale_from_amax
 
 Array = NDArray[Any]
 # Octaves that a factor moves a channel at most.
@@ -90,8 +90,7 @@ class Read:
 
     def _error(self, weight: Array) -> Array:
         form, granularity = formats.get(self.rounded.format), self.rounded.granularity
-        amax = peaks_of_weight(weight, granularity, form, self.rounded.scale.rule)
-        scale = np.asarray(store_scales(amax, form, self.rounded.scale.stored).effective, np.float32)
+        scale = np.asarray(scales_of_weight(weight, self.rounded).effective, np.float32)
         return cast.decode(cast.encode(weight, form, scale, granularity), form, scale, granularity) - weight
 
 

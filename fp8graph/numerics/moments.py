@@ -73,7 +73,10 @@ class Moments:
 
 
 def beside(learned: Moments | None, held: Moments | None) -> Moments:
-    """Moments of samples to learn from, with those of samples held back; of one of them alone where there is no other."""
+    """Moments of samples to learn from, with those of samples held back; of one alone where there is no other.
+
+    Raises ValueError where there is none.
+    """
     first = learned or held
     if first is None:
         raise ValueError("there are no moments")

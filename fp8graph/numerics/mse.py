@@ -7,6 +7,7 @@ A floating format is as precise in each octave, so whole octaves hardly matter; 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,15 @@ from fp8graph.numerics.scale import channel_amax, scale_from_amax
 # Sixteenths of an octave from the largest value, in the order in which equals are preferred: that itself first.
 COARSE = tuple(sorted(range(-32, 17), key=abs))
 _FINE = (0, -0.75, 0.75, -0.5, 0.5, -0.25, 0.25)
+
+# A scale for fewer elements is tried on them; counts of so few do not tell where on the grid they lie.
+_MANY = 256
+# Bins of 1/256 octave, sixteen octaves down from the largest value, and one for that; what lies below is in the first.
+_MANTISSA, _OCTAVES, _PARTS = 8, 16, 2
+_SHIFT = 23 - _MANTISSA
+_BINS = (_OCTAVES << _MANTISSA) + 1
+_BELOW = (127 - _OCTAVES) << _MANTISSA
+_CHUNK = 1 << 21  # elements, or bins, at once
 
 
 def least_squares(seen: Magnitudes, amax: float, form: Format) -> float:
@@ -39,24 +49,81 @@ def _least(error: Callable[[float], float], steps: list[float] | tuple[float, ..
 
 
 def weight_peaks(weight: NDArray[np.generic], granularity: Granularity, form: Format) -> NDArray[np.float32]:
-    """For each scale of a weight the magnitude that is to become the format's largest value, on the values themselves.
+    """For each scale of a weight the magnitude that is to become the format's largest value.
 
     Where `channel_amax` has the largest magnitude: float32 in the shape of the scale. Tried are 49 places from a
-    quarter of that to twice of it, each by rounding the whole weight; of equals the nearest to it counts.
+    quarter of that to twice of it; of equals the nearest to it counts. Where a scale of a floating format is for
+    `_MANY` elements or more, they are counted once, in 1/256 octaves, and a place costs what the counts say; else each
+    place is tried by rounding.
 
     weight  float32, float16 or bfloat16, finite
     """
     amax = channel_amax(weight, granularity)
     single = np.asarray(weight, np.float32)
+    rows = _rows(single, granularity) if form.kind != "int" else None  # -8 and -128 have no counterpart
+    if rows is not None and rows.shape[1] >= _MANY:
+        return _counted(rows, amax.reshape(-1), form).reshape(amax.shape)
     best, least = amax.copy(), np.full(amax.shape, np.inf)
     for step in COARSE:
-        with np.errstate(over="ignore"):
-            peaks = np.minimum(amax * np.float32(2.0 ** (step / 16)), np.finfo(np.float32).max)
+        peaks = _moved(amax, step)
         scale = np.asarray(scale_from_amax(peaks, form), np.float32)
         error = _sums((cast.fake_quantize(single, form, scale, granularity) - single) ** 2, granularity)
         better = error < least
         best, least = np.where(better, peaks, best), np.where(better, error, least)
     return best.astype(np.float32)
+
+
+def _moved(amax: NDArray[np.float32], step: int | NDArray[np.float32]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):
+        factor = np.exp2(np.asarray(step, np.float32) / 16)
+        return np.minimum(amax * factor, np.finfo(np.float32).max).astype(np.float32)
+
+
+def _rows(weight: NDArray[np.float32], granularity: Granularity) -> NDArray[np.float32] | None:
+    """The elements of each scale as a row, [scales, elements]; None where blocks would have to be cut out."""
+    counts, sizes = granularity.counts(weight.shape), granularity.sizes(weight.shape)
+    several = [axis for axis, count in enumerate(counts) if count > 1]
+    if not several:
+        return weight.reshape(1, -1)
+    if len(several) > 1 or sizes[several[0]] > 1:
+        return None
+    return np.moveaxis(weight, several[0], 0).reshape(counts[several[0]], -1)
+
+
+def _counted(rows: NDArray[np.float32], amax: NDArray[np.float32], form: Format) -> NDArray[np.float32]:
+    """The best peak of each row, by counts of its magnitudes over its largest.
+
+    Errors are whole multiples of a power of two, so small that their sums are exact: the choice depends on no order.
+    """
+    errors = np.rint(np.ldexp(_errors(form), 52 - rows.shape[1].bit_length()))
+    best, each = np.empty(len(rows), np.float32), max(1, _CHUNK // max(_BINS, rows.shape[1]))
+    for begin in range(0, len(rows), each):
+        top = amax[begin : begin + each]
+        share = np.abs(rows[begin : begin + each]) / np.where(top > 0, top, 1)[:, None]
+        places = (share.view(np.uint32) >> _SHIFT).astype(np.intp)
+        places += np.arange(len(top))[:, None] * _BINS - _BELOW
+        np.maximum(places, np.arange(len(top))[:, None] * _BINS, out=places)
+        counts = np.bincount(places.reshape(-1), minlength=len(top) * _BINS).reshape(len(top), _BINS)
+        steps = (counts.astype(np.float64) @ errors).argmin(axis=1)
+        best[begin : begin + each] = _moved(top, np.asarray(COARSE, np.float32)[steps])
+    return best
+
+
+@cache
+def _errors(form: Format) -> NDArray[np.float64]:
+    """Mean squared error of a value in each bin, over the largest value's square, with the scale of each step:
+    [bins, steps]. The last bin holds the largest value alone."""
+    edges = (np.arange(_BINS, dtype=np.uint32) + np.uint32(_BELOW)) << np.uint32(_SHIFT)
+    low = edges.view(np.float32).astype(np.float64)
+    parts = (np.arange(_PARTS) + 0.5) / _PARTS
+    values = low[:, None] + np.append(np.diff(low), 0.0)[:, None] * parts
+    single = values.astype(np.float32)
+    found = np.empty((_BINS, len(COARSE)))
+    for column, step in enumerate(COARSE):
+        scale = np.asarray(scale_from_amax(np.float32(2.0 ** (step / 16)), form), np.float32)
+        rounded = cast.fake_quantize(single, form, scale)
+        found[:, column] = ((rounded.astype(np.float64) - single) ** 2).mean(axis=1)
+    return found
 
 
 def _sums(array: NDArray[np.float32], granularity: Granularity) -> NDArray[np.float64]:

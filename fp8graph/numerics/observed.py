@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from fp8graph import formats
 from fp8graph.data.method import Method
+from fp8graph.data.plan import Quant
 from fp8graph.formats.spec import Format, Granularity, ScaleFormat
 from fp8graph.numerics.entropy import least_divergence
 from fp8graph.numerics.mse import least_squares, weight_peaks
 from fp8graph.numerics.percentile import percentile
 from fp8graph.numerics.ranges import Stat
-from fp8graph.numerics.scale import channel_amax, store_scales
+from fp8graph.numerics.scale import StoredScales, channel_amax, store_scales
 
 _POWERS = ScaleFormat("e8m0", "max")
 
@@ -26,6 +28,14 @@ def peaks_of_weight(
     """
     amax = channel_amax(weight, granularity)
     return weight_peaks(weight, granularity, form) if rule == "mse" and np.isfinite(amax).all() else amax
+
+
+def scales_of_weight(weight: NDArray[np.generic], quant: Quant) -> StoredScales:
+    """The scales that a plan has computed from a weight: by its rule, stored as it says. ValueError where the weight is
+    not finite."""
+    form = formats.get(quant.format)
+    peaks = peaks_of_weight(weight, quant.granularity, form, quant.scale.rule)
+    return store_scales(peaks, form, quant.scale.stored)
 
 
 def peak_of(stat: Stat, method: Method, form: Format) -> float:

@@ -15,6 +15,7 @@ Of a RewritePass it asks, on every model of a corpus and at the place where the 
 
 Of a PlanRule: the model stays as it is, the answer is the same twice, and its code is one that there is.
 Of a Repair: the same, and each array is the one that its reference names, for the weight whose digest it holds.
+What it wants to know of data is found from the feeds; of what it offers, every second is granted.
 
 What it does not see: models unlike those of the corpus. Give your own as `models`, too, where the pass is about them.
 """

@@ -67,6 +67,13 @@ def _hold_repair(
         if name not in known:
             raise PurityError(item, where, f"it needs '{name}' for '{op.key}', and the model has no such tensor")
 
+    offers = list(item.offers(op, decision, prepared.ctx))
+    if offers != list(item.offers(op, decision, prepared.ctx)):
+        raise PurityError(item, where, f"it made other offers the second time for '{op.key}'")
+    for offer in offers:
+        if offer.slot not in decision.inputs or offer.channel < 0 or not offer.cost >= 0:
+            raise PurityError(item, where, f"{offer} is about nothing that '{op.key}' has")
+
     def weights(slot: int) -> Array:
         value = op.input(slot)
         if value is None or not is_constant(value):

@@ -141,9 +141,9 @@ def _fit(group: Group, factors: Array) -> bool:
     """Whether every constant is in its type exactly what it was, times its factors."""
     for value, by in group.scaled(factors):
         array = tensors.read(value)
-        wanted = array.astype(np.float64) * by
-        with np.errstate(over="ignore"):
-            exact = bool((wanted.astype(array.dtype).astype(np.float64) == wanted).all())
+        times = by.astype(array.dtype)
+        with np.errstate(all="ignore"):
+            exact = bool((array * times / times == array).all())
         tensors.release(value)
         if not exact:
             return False

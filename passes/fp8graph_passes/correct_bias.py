@@ -25,7 +25,7 @@ from fp8graph.data.plan import Adjust, Decision
 from fp8graph.graph import tensors
 from fp8graph.graph.tensors import Array
 from fp8graph.numerics import cast, sidecar
-from fp8graph.numerics.scale import channel_amax, store_scales
+from fp8graph.numerics.observed import scales_of_weight
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class CorrectBias(Repair):
         product, moments, bias = product_of(op.node), ctx.moments.get(op.key), op.input(2)
         if product is None or moments is None or bias is None or not tensors.is_constant(bias) or not moments.rows:
             return []
+        if product.weight != 1:  # a Gemm's bias runs along what is then the activation
+            return []
         if any(item.kind == "bias" for item in decision.adjust) or len(bias.uses()) > 1:
             return []
         slot, value = product.weight, op.input(product.weight)
@@ -55,9 +57,8 @@ class CorrectBias(Repair):
         rounded = exact
         if quant is not None:
             form = formats.get(quant.format)
-            scales = store_scales(channel_amax(exact, quant.granularity), form, quant.scale.stored)
             found = next((item for item in decision.adjust if item.kind == "codes" and item.slot == slot), None)
-            scale = np.asarray(scales.effective, np.float32)
+            scale = np.asarray(scales_of_weight(exact, quant).effective, np.float32)
             codes = cast.encode(exact, form, scale, quant.granularity) if found is None else ctx.found[found.value.name]
             rounded = cast.decode(codes, form, scale, quant.granularity)
         rows, kept = product.rows(exact).astype(np.float64), product.rows(rounded).astype(np.float64)

@@ -25,8 +25,8 @@ from fp8graph.base.errors import InputError
 from fp8graph.core.context import Context
 from fp8graph.core.passes import Approximate, Exactness, RewritePass, Stage
 from fp8graph.core.quants import contraction_axis
-from fp8graph.data.arrayref import ArrayRef
 from fp8graph.core.terms import widened
+from fp8graph.data.arrayref import ArrayRef
 from fp8graph.data.plan import CAME, PAIR, Adjust, Decision, High, Quant
 from fp8graph.graph import edit, given, tensors, walk
 from fp8graph.numerics import cast, sidecar

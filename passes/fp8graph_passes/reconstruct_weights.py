@@ -30,7 +30,7 @@ from fp8graph.graph.tensors import Array
 from fp8graph.numerics import cast, rounding, sidecar
 from fp8graph.numerics.blocks import block_scale
 from fp8graph.numerics.moments import Moments
-from fp8graph.numerics.scale import channel_amax, store_scales
+from fp8graph.numerics.observed import scales_of_weight
 
 # Firmer ridges, times the least one.
 _STEPS = (5.0, 25.0, 125.0)
@@ -73,8 +73,10 @@ class ReconstructWeights(Repair):
     def _group(self, rows: Array, moments: Moments, group: int, rounded: rounding.Round) -> Array | None:
         """The rows of one group, solved with the ridge that holds best on samples that they were not solved on."""
         told = moments.held or moments
-        best, least = None, math.inf
-        for ridge in (self.ridge, *(self.ridge * step for step in _STEPS if moments.held is not None)):
+        best, least, firm = None, math.inf, self.damp
+        # Few rows tell little about many columns: where no sample is held back to show it, the ridge grows with that.
+        first = self.ridge if moments.held is not None else max(self.ridge, 4 * rows.shape[1] / max(moments.rows, 1))
+        for ridge in (first, *(first * step for step in _STEPS if moments.held is not None)):
             try:
                 wanted = rounding.answered(rows, moments, group, ridge)
             except np.linalg.LinAlgError:
@@ -91,8 +93,7 @@ class ReconstructWeights(Repair):
 
     def _solved(self, weight: Array, quant: Quant, product: Product, moments: Moments) -> Array | None:
         form = formats.get(quant.format)
-        scales = store_scales(channel_amax(weight, quant.granularity), form, quant.scale.stored)
-        effective = np.asarray(scales.effective, np.float32)
+        effective = np.asarray(scales_of_weight(weight, quant).effective, np.float32)
         spread = block_scale(effective, quant.granularity, weight.shape)
         whole = tuple(slice(0, size) for size in weight.shape)
         scale = product.rows(np.broadcast_to(spread.part(whole), weight.shape))

@@ -12,7 +12,7 @@ import fp8graph
 from fp8graph.base.errors import UsageError
 from fp8graph.data import recipe as recipes
 from fp8graph.data.plan import Plan
-from tests.small import model, refused
+from tests.small import model, needs_rtx, refused
 
 # `a` reads numbers that are alike, `z` some that are far larger than the others, and `e` is small, and loud.
 PROTO = model(
@@ -127,6 +127,16 @@ def test_an_attention_is_in_one_format(digits: Path):
         if op.group and op.op_type == "MatMul":
             groups.setdefault(op.group, set()).add(op.precision)
     assert groups and all(len(found) == 1 for found in groups.values())
+
+
+@needs_rtx
+def test_an_engine_runs_each_op_in_its_format(tmp_path):
+    out, engine = tmp_path / "o.onnx", tmp_path / "o.engine"
+    plan = optimized(output=out, target="tensorrt-rtx:sm89", high_precision_dtype="fp16", compare=False).plan
+    fp8graph.build(out, output=engine, target="tensorrt-rtx:sm89")
+    found = fp8graph.attest(engine, model=out).verdicts
+    assert {key: op.verdict for key, op in found.items()} == {"a": "int8", "z": "fp8"}
+    assert formats(plan) == {"e": "fp16", "a": "int8", "z": "fp8"}
 
 
 def test_what_came_quantized_stays_as_it_came():

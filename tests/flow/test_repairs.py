@@ -1,4 +1,4 @@
-"""Repairs that learn from data: what they gain on other data, and that what they find replays, binds and is the same."""
+"""Repairs that learn from data: what they gain on other data, and that what they find replays and binds."""
 
 from __future__ import annotations
 
@@ -132,16 +132,13 @@ def test_arrays_that_are_not_the_plans_are_refused(saved, tmp_path):
 
 def test_with_random_data_or_ranges_alone_nothing_is_repaired_and_it_is_said(tmp_path):
     proto = network(SEED)
-    ranges = fp8graph.calibrate(
-        proto, data=images(48, 1), batch=4, recipe="fp8-full", target="reference", output=tmp_path / "r.json"
-    )
+    fp8graph.calibrate(proto, data=images(48, 1), recipe="fp8-full", target="reference", output=tmp_path / "r.json")
     how = {"recipe": "fp8-full", "target": "reference", "compare": False}
     for given in ({"data": "random", "samples": 8}, {"ranges": tmp_path / "r.json"}):
         done = fp8graph.optimize(proto, **how, **given)
         assert kinds(done.plan) == set()
         (said,) = [item for item in done.findings if item.code == "FG240"]
         assert all(name in said.text for name in REPAIRS)
-    assert ranges.ranges.samples == 48
 
 
 def test_a_recipe_without_repairs_finds_nothing_and_one_is_added_by_its_name():
@@ -179,15 +176,6 @@ def test_models_of_any_make_are_repaired_and_run(name, high):
     )
     assert done.comparison is not None
     assert all(output.sqnr_db is None or output.sqnr_db > 12 for output in done.comparison.outputs.values())
-
-
-def test_an_operand_that_is_not_finite_is_left_out_and_others_are_repaired():
-    text = """(float[4,16] x, float[16,16] w, float[16,8] w_b) => (float[4,8] y, float[4,16] z) {
-        e = Exp(x) f = Mul(e, e) l = Log(x) y = MatMul(e, w_b) z = MatMul(l, w) }"""
-    proto = model(text)
-    data = [{"x": np.abs(feed["x"]) * (index != 3)} for index, feed in enumerate(feeds(proto, 16))]
-    done = fp8graph.optimize(proto, data=data, recipe="fp8-full", target="reference", compare=False)
-    assert done.plan.ops["z"].do == "keep" and not done.plan.ops["z"].adjust
 
 
 class Told:

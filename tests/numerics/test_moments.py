@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from fp8graph import formats
 from fp8graph.numerics import cast
-from fp8graph.numerics.moments import MOST_ROWS, Moments
+from fp8graph.numerics.moments import MOST_ROWS, Moments, beside
 
 thorough = settings(max_examples=60, deadline=None, derandomize=True)
 FIELDS = ("gram", "cross", "sums", "lost")
@@ -137,3 +137,13 @@ def test_any_number_of_threads_finds_the_same():
             [sys.executable, "-c", CHILD], env=environment, check=True, capture_output=True, text=True
         )
         assert done.stdout.strip() == here
+
+
+def test_those_of_samples_held_back_go_beside_the_others():
+    learned, held = (Moments.of(*pair(4, 3, seed=seed), 1.0) for seed in (1, 2))
+    both = beside(learned, held)
+    assert same(both, learned) and both.held is held
+    for alone in (beside(learned, None), beside(None, learned)):
+        assert same(alone, learned) and alone.held is None
+    with pytest.raises(ValueError):
+        beside(None, None)

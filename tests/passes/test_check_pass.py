@@ -15,7 +15,8 @@ import pytest
 import fp8graph.testing as suite
 from fp8graph.base.errors import InputError, UsageError
 from fp8graph.core.context import Context
-from fp8graph.core.passes import Approximate, Exact, Opinion, PlanRule, Repair, RewritePass, Stage, Ulps
+from fp8graph.core.passes import Approximate, Exact, Offer, Opinion, PlanRule, Repair, RewritePass, Stage, Ulps
+from fp8graph.data.plan import Adjust
 from fp8graph.graph import edit, tensors, walk
 from fp8graph.numerics import sidecar
 from fp8graph.testing import check_pass, corpus, difference, from_text, planned, random_feeds
@@ -324,6 +325,50 @@ def test_a_repair_that_gives_it_away_is_seen(lie):
     with pytest.raises(suite.PurityError, match=REPAIRS[lie]):
         check_pass(Repairing(lie), [model(text)])
     assert check_pass(Repairing(), {"small": model(text)}) == {"small": 2}
+
+
+@dataclass(frozen=True)
+class Offering(Repair):
+    """Splits an activation's channels, and lies about what the class says."""
+
+    weighs: ClassVar[bool] = True
+    lie: str = ""
+
+    def offers(self, op, decision, ctx):
+        cost = float(np.random.default_rng().random()) if self.lie == "random" else 1.0
+        return [Offer(7 if self.lie == "slot" else 0, -1 if self.lie == "channel" else 3, 1.0, cost)]
+
+    def solve(self, op, decision, ctx, weights):
+        array = np.asarray(ctx.granted[op.key][0], np.int64)
+        digest = "" if self.lie == "weight" else sidecar.weight_digest(weights(1))
+        return [(Adjust("terms", 0, self.name, sidecar.reference(f"{op.key}.terms", array), digest), array)]
+
+
+@pytest.mark.parametrize(
+    ("lie", "says"),
+    [("random", "other offers"), ("slot", "nothing that"), ("channel", "nothing that"), ("weight", "not bound")],
+)
+def test_a_repair_that_makes_offers_is_held_to_them(lie, says):
+    with pytest.raises(AssertionError, match=says):
+        check_pass(Offering(lie), [model(DENSE)])
+    assert check_pass(Offering(), {"small": model(DENSE)}) == {"small": 1}
+
+
+@dataclass(frozen=True)
+class Learner(Repair):
+    """Wants moments; has them."""
+
+    learns: ClassVar[bool] = True
+
+    def solve(self, op, decision, ctx, weights):
+        moments = ctx.moments[op.key]
+        array = (moments.sums.sum(0) * moments.unit).astype(np.float32)[:8]
+        reference = sidecar.reference(f"{op.key}.bias", array)
+        return [(Adjust("bias", 1, self.name, reference, sidecar.weight_digest(weights(1))), array)]
+
+
+def test_a_repair_that_learns_is_told_moments():
+    assert check_pass(Learner(), {"small": model(DENSE)}) == {"small": 1}
 
 
 def test_what_is_no_pass_is_refused():

@@ -217,6 +217,16 @@ def test_what_does_not_help_is_left_out_and_so_it_is_without_data():
     assert not adjusts(random.plan) and "FG240" in {finding.code for finding in random.findings}
 
 
+@pytest.mark.parametrize(("size", "found"), [(1, True), (2.0**-13, False)])
+def test_in_fp16_factors_are_left_out_that_would_round_a_constant(size, found):
+    name = "LayerNormalization"
+    proto = spread(MOVED[name][0].replace("float[", "float16["), MOVED[name][1])
+    for tensor in proto.graph.initializer:
+        if tensor.name == "w_1":
+            tensor.raw_data = (np.frombuffer(tensor.raw_data, np.float16) * np.float16(size)).tobytes()
+    assert bool(adjusts(optimized(proto, passes="migrate-channels{alpha=0.25}").plan)) == found
+
+
 def test_alpha_is_found_or_given():
     proto = spread(*MOVED["LayerNormalization"])
     arrays = [

@@ -68,4 +68,4 @@ def test_exact_measures_all_on_all_samples():
 @pytest.mark.parametrize(("samples", "wanted"), [(1, 1), (10, 3), (10, 10), (128, 7)])
 def test_samples_are_spread_evenly(samples, wanted):
     chosen = spread(samples, wanted)
-    assert len(set(chosen)) == wanted and 0 <= min(chosen) and max(chosen) < samples
+    assert len(set(chosen)) == wanted and min(chosen) >= 0 and max(chosen) < samples
