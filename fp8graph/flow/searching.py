@@ -338,9 +338,9 @@ class _Search:
                 curves.Point(
                     _rounded(step.worth) or 0.0,
                     total - len(keys),
-                    _rounded(step.value),
+                    _rounded(found.value if step.kept == found.kept else step.value),
                     tuple(keys),
-                    step is found,
+                    step.kept == found.kept,
                 )
             )
         name = "SQNR, dB" if self.goal.metric.kind == "sqnr" else Path(self.goal.metric.name).name

@@ -24,12 +24,12 @@ _FINE = (0, -0.75, 0.75, -0.5, 0.5, -0.25, 0.25)
 
 # A scale for fewer elements is tried on them; counts of so few do not tell where on the grid they lie.
 _MANY = 256
-# Bins of 1/256 octave, sixteen octaves down from the largest value, and one for that; what lies below is in the first.
-_MANTISSA, _OCTAVES, _PARTS = 8, 16, 2
+# Bins of 1/128 octave, ten octaves down from the largest value, and one for that; what lies below is in the first.
+_MANTISSA, _OCTAVES, _PARTS = 7, 10, 4
 _SHIFT = 23 - _MANTISSA
 _BINS = (_OCTAVES << _MANTISSA) + 1
 _BELOW = (127 - _OCTAVES) << _MANTISSA
-_CHUNK = 1 << 21  # elements, or bins, at once
+_CHUNK = 1 << 18  # elements, or bins, at once: what stays in the cache
 
 
 def least_squares(seen: Magnitudes, amax: float, form: Format) -> float:
@@ -53,7 +53,7 @@ def weight_peaks(weight: NDArray[np.generic], granularity: Granularity, form: Fo
 
     Where `channel_amax` has the largest magnitude: float32 in the shape of the scale. Tried are 49 places from a
     quarter of that to twice of it; of equals the nearest to it counts. Where a scale of a floating format is for
-    `_MANY` elements or more, they are counted once, in 1/256 octaves, and a place costs what the counts say; else each
+    `_MANY` elements or more, they are counted once, in 1/128 octaves, and a place costs what the counts say; else each
     place is tried by rounding.
 
     weight  float32, float16 or bfloat16, finite

@@ -129,7 +129,8 @@ def flow(monkeypatch: pytest.MonkeyPatch, plan: Plan, comparison: Comparison) ->
         op_types_to_quantize=None, op_types_to_exclude=None, nodes_to_quantize=None,
         nodes_to_exclude=None, fp8_everywhere=False, attention="auto", kv_cache="keep", high_precision_dtype=None,
         direct_io_types=False, given_scales=None, passes=None, pass_file=None, min_sqnr=None, max_drop=None,
-        metric=None, eval_data=None, curve=None, resume=False, compare=True, plan_only=False, allow_unquantized=False, verify=False, force=False,
+        metric=None, eval_data=None, curve=None, resume=False, compare=True,
+        plan_only=False, allow_unquantized=False, verify=False, force=False,
         external_data_size_threshold=None, custom_ops=None, progress=SILENT,
     ):  # fmt: skip
         return recorder.answer("optimize", dict(locals()))
@@ -165,7 +166,8 @@ def flow(monkeypatch: pytest.MonkeyPatch, plan: Plan, comparison: Comparison) ->
     def debug_precision(
         model, *, plan, output=None, mode="bisect", dir=None, check=None, fail_code=None, fail_regex=None,
         data=None, samples=None, batch=None, seed=0, val_range=None, input_shapes=None, providers=None, custom_ops=None,
-        min_sqnr=None, rtol=None, atol=None, check_error_stat=None, error_quantile=None, resume=False, force=False, progress=SILENT,
+        min_sqnr=None, rtol=None, atol=None, check_error_stat=None, error_quantile=None, resume=False, force=False,
+        progress=SILENT,
     ):  # fmt: skip
         return recorder.answer("debug_precision", dict(locals()))
 

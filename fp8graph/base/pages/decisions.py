@@ -319,8 +319,8 @@ CODES = (
     Code(
         "FG243",
         "quantized in the format that costs the least",
-        "The recipe lets operators have other formats than its own (quantize.instead, recipe auto): what each costs the "
-        "model's output was measured on the data. The text says what is left where this operator alone is quantized.",
+        "The recipe lets operators have other formats than its own (quantize.instead, recipe auto): what each costs "
+        "the model's output was measured on the data. The text says what is left where this operator alone is quantized.",
         "FP8 is better where few values are far larger than the others, INT8 where they are alike.",
         "Nothing. --recipe fp8-default and --recipe int8 have one format for all; a [[quantize.for]] line names one.",
     ),
@@ -343,8 +343,8 @@ CODES = (
     Code(
         "FG246",
         "what single operators cost is known in part",
-        "`sensitivity`, or the search for a goal, could not measure an operator, because the target's form of it leaves "
-        "no tensor under the name that it had; or the samples are so few that one of them had to do for each operator.",
+        "`sensitivity`, or the search for a goal, could not measure an operator, because the target's form of it "
+        "leaves no tensor under the name that it had; or the samples are so few that one had to do for each operator.",
         "Noise of one sample is a rough guide, and an operator that was not measured counts as one that costs nothing.",
         "Give more samples; measure with --target reference, which keeps all forms; or sensitivity --exact.",
     ),
