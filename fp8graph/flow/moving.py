@@ -12,6 +12,7 @@ import numpy as np
 from fp8graph.calibrate.samples import Samples
 from fp8graph.calibrate.stepping import Steps, each
 from fp8graph.core import channels, repairing
+from fp8graph.core.context import Context
 from fp8graph.core.facts import Facts
 from fp8graph.core.passes import Repair
 from fp8graph.core.settle import again
@@ -27,14 +28,14 @@ Array = np.ndarray[Any, Any]
 _LOOKED = 16
 
 
-def moved(job: Job, plan: Plan, repairs: Sequence[Repair], feeds: Samples, facts: Facts) -> Plan:
+def moved(job: Job, ctx: Context, plan: Plan, repairs: Sequence[Repair], feeds: Samples, facts: Facts) -> Plan:
     """The settled plan with factors of channels, and the scales that operands have with them."""
-    if job.ctx.ranges is None:
+    if ctx.ranges is None:
         return plan
     wanted = repairing.needs(plan, job.normalized, repairs, facts)
-    ctx = replace(job.ctx, plan=plan, powers=_powers(job, wanted, feeds))
-    found = repairing.repair(plan, job.normalized, repairs, ctx, facts)
-    return again(found, channels.peaks(found, job.normalized.model, job.ctx.ranges))
+    told = replace(ctx, plan=plan, powers=_powers(job, wanted, feeds))
+    found = repairing.repair(plan, job.normalized, repairs, told, facts)
+    return again(found, channels.peaks(found, job.normalized.model, ctx.ranges))
 
 
 def _powers(job: Job, wanted: Sequence[Need], feeds: Samples) -> Mapping[str, Array]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from fp8graph.base.findings import Notes
 from fp8graph.calibrate.samples import Samples, is_random
 from fp8graph.core import channels, repairing
 from fp8graph.core.facts import Facts, facts_for
@@ -61,10 +62,11 @@ def repaired(job: Job, plan: Plan, facts: Facts) -> Plan:
 
 def _helped(job: Job, plan: Plan, kind: Sequence[Repair], feeds: Samples, judge: Judge, facts: Facts) -> Plan:
     """The plan with what repairs of one kind find, where that helps."""
+    notes = Notes()  # what they say of themselves counts where they stay in
+    there, ctx = job.moved(plan), replace(job.ctx, notes=notes)
     if kind[0].moves:
-        better = moved(job, plan, kind, feeds, facts)
+        better = moved(job, ctx, plan, kind, feeds, facts)
     else:
-        there, ctx = job.moved(plan), job.ctx
         if there.moved and ctx.ranges is not None:
             seen = {**ctx.ranges.values, **channels.peaks(plan, there.model, ctx.ranges)}
             facts, ctx = facts_for(there.model, plan.shapes), replace(ctx, ranges=replace(ctx.ranges, values=seen))
@@ -77,6 +79,8 @@ def _helped(job: Job, plan: Plan, kind: Sequence[Repair], feeds: Samples, judge:
     log.info("%s: %.2f dB -> %.2f dB on samples held back", names, before, after)
     least = _SURE if kind[0].moves else 0.0
     if after > before + least:
+        for item in notes.items():
+            job.ctx.notes.add(item.code, item.op, item.text, severity=item.severity, do=item.do)
         return better
     enough = f" by {least:g} dB" if least else ""
     job.ctx.note("FG241", "", f"{names} did not help{enough}: {before:.1f} dB without, {after:.1f} dB with it")

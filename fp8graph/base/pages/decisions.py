@@ -320,7 +320,7 @@ CODES = (
         "FG243",
         "quantized in the format that costs the least",
         "The recipe lets operators have other formats than its own (quantize.instead, recipe auto): what each costs "
-        "the model's output was measured on the data. The text says what is left where this operator alone is quantized.",
+        "the model's output was measured on the data. The text says what is left where this one alone is quantized.",
         "FP8 is better where few values are far larger than the others, INT8 where they are alike.",
         "Nothing. --recipe fp8-default and --recipe int8 have one format for all; a [[quantize.for]] line names one.",
     ),
