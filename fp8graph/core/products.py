@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -14,6 +15,9 @@ from fp8graph.graph import tensors
 from fp8graph.numerics.windows import Window
 
 Array = NDArray[Any]
+
+
+_SAME: Mapping[str, Literal["upper", "lower"]] = {"SAME_UPPER": "upper", "SAME_LOWER": "lower"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Product:
 
 def product_of(node: ir.Node) -> Product | None:
     """The product that a Conv, MatMul or Gemm is; None where no operand or both are constant, or the weight is no
-    matrix, and for a Conv whose padding is not written out."""
+    matrix."""
     if node.op_type not in ("Conv", "MatMul", "Gemm") or node.domain not in ("", "ai.onnx") or len(node.inputs) < 2:
         return None
     constant = [slot for slot in (0, 1) if node.inputs[slot] is not None and tensors.is_constant(node.inputs[slot])]
@@ -69,7 +73,8 @@ def product_of(node: ir.Node) -> Product | None:
 def _window(node: ir.Node, kernel: list[int]) -> Window | None:
     rank = len(kernel)
     padding = node.attributes.get("auto_pad")
-    if not rank or (padding is not None and padding.as_string() not in ("NOTSET", "VALID")):
+    same: Literal["", "upper", "lower"] = _SAME.get(padding.as_string(), "") if padding is not None else ""
+    if not rank:
         return None
 
     def numbers(name: str, default: int, times: int = 1) -> tuple[int, ...]:
@@ -81,4 +86,4 @@ def _window(node: ir.Node, kernel: list[int]) -> Window | None:
         return None
     group = node.attributes.get("group")
     groups = 1 if group is None else group.as_int()
-    return Window(1, tuple(kernel), numbers("strides", 1), numbers("dilations", 1), pads, groups)
+    return Window(1, tuple(kernel), numbers("strides", 1), numbers("dilations", 1), pads, groups, same)

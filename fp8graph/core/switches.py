@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
 from fp8graph.data.plan import Decision, OpKey, Plan
 from fp8graph.graph import edit, tensors, walk
@@ -66,6 +66,7 @@ def switched(normalized: Normalized, legal: Legal, plan: Plan) -> Switched:
             switches += work.switch(key, decision)
         except NoWayError:
             missing.append(key)
+    TopologicalSortPass()(legal.model)  # a Cast may stand in front of what it reads
     RemoveUnusedNodesPass()(legal.model)
     return Switched(legal.model, tuple(switches), tuple(missing))
 

@@ -54,15 +54,16 @@ def weight_peaks(weight: NDArray[np.generic], granularity: Granularity, form: Fo
     """For each scale of a weight the magnitude that is to become the format's largest value.
 
     Where `channel_amax` has the largest magnitude: float32 in the shape of the scale. Tried are 49 places from a
-    quarter of that to twice of it; of equals the nearest to it counts. Where a scale of a floating format is for
-    `_MANY` elements or more, they are counted once, in 1/128 octaves, and a place costs what the counts say; else each
+    quarter of that to twice of it; of equals the nearest to it counts. Where a scale is for `_MANY` elements or
+    more, but of INT4, they are counted once, in 1/128 octaves, and a place costs what the counts say; else each
     place is tried by rounding.
 
     weight  float32, float16 or bfloat16, finite
     """
     amax = channel_amax(weight, granularity)
     single = np.asarray(weight, np.float32)
-    rows = _rows(single, granularity) if form.kind != "int" else None  # -8 and -128 have no counterpart
+    few = form.kind == "int" and form.bits < 8  # -8 has no counterpart, which magnitudes do not tell
+    rows = None if few else _rows(single, granularity)
     if rows is not None and rows.shape[1] >= _MANY:
         return _counted(rows, amax.reshape(-1), form).reshape(amax.shape)
     best, least = amax.copy(), np.full(amax.shape, np.inf)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ class Window:
     kernel    sizes of a Conv's window, empty for MatMul and Gemm; strides, dilations and pads (begins, then ends) as
               ONNX has them
     groups    of a Conv
+    same      `upper` or `lower`: pads follow from the activation's size (auto_pad SAME_UPPER, SAME_LOWER)
     """
 
     axis: int
@@ -28,6 +29,7 @@ class Window:
     dilations: tuple[int, ...] = ()
     pads: tuple[int, ...] = ()
     groups: int = 1
+    same: Literal["", "upper", "lower"] = ""
 
     def rows(self, activation: Array, at: NDArray[np.int64] | None = None) -> Array:
         """Rows of one activation: [groups, rows, K], K as a weight's rows have it (channel, then window).
@@ -55,20 +57,31 @@ class Window:
         if not self.kernel:
             total = int(np.prod(shape))
             return total // max(1, shape[self.axis])
+        ends = self._ends(shape[2:])
         places = [
-            (shape[2 + i] + self.pads[i] + self.pads[i + len(self.kernel)] - self._reach(i)) // self.strides[i] + 1
-            for i in range(len(self.kernel))
+            (shape[2 + i] + sum(ends[i]) - self._reach(i)) // self.strides[i] + 1 for i in range(len(self.kernel))
         ]
         return int(shape[0] * np.prod([max(0, place) for place in places]))
 
     def _reach(self, i: int) -> int:
         return (self.kernel[i] - 1) * self.dilations[i] + 1
 
+    def _ends(self, sizes: Sequence[int]) -> list[tuple[int, int]]:
+        """What is put before and behind each axis."""
+        rank = len(self.kernel)
+        if not self.same:
+            return [(self.pads[i], self.pads[i + rank]) for i in range(rank)]
+        whole = [
+            max(0, (-(-sizes[i] // self.strides[i]) - 1) * self.strides[i] + self._reach(i) - sizes[i])
+            for i in range(rank)
+        ]
+        more = 1 if self.same == "lower" else 0
+        return [((total + more) // 2, total - (total + more) // 2) for total in whole]
+
     def _seen(self, activation: Array) -> Array:
         """A view with the window's elements last: [batch, channels, *places, *kernel]."""
         rank = len(self.kernel)
-        ends = [(self.pads[i], self.pads[i + rank]) for i in range(rank)]
-        padded = np.pad(activation, [(0, 0), (0, 0), *ends])
+        padded = np.pad(activation, [(0, 0), (0, 0), *self._ends(activation.shape[2:])])
         reach = tuple(self._reach(i) for i in range(rank))
         view = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=tuple(range(2, 2 + rank)))
         steps = [slice(None, None, step) for step in self.strides]

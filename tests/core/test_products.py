@@ -88,15 +88,22 @@ def test_rows_times_rows_are_the_matrix_product(text):
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("size", [4, 5, 6])
+@pytest.mark.parametrize("pad", ["SAME_UPPER", "SAME_LOWER", "VALID"])
+def test_padding_that_follows_from_the_size_is_that_of_onnx(pad, size, stride):
+    text = f"(float[1,3,{size},7] x, float[4,3,3,4] w) => (float y) "
+    text += f'{{ y = Conv <auto_pad = "{pad}", strides = [{stride}, 2]> (x, w) }}'
+    found, wanted = summed(model(text))
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
 NONE = {
     "two activations": "(float[2,3] x, float[3,2] z) => (float[2,2] y) { y = MatMul(x, z) }",
     "two constants": "(float[1] x, float[2,3] w, float[3,2] w_b) => (float[2,2] y) { y = MatMul(w, w_b) }",
     "a weight of rank 3": "(float[2,3] x, float[2,3,4] w) => (float[2,2,4] y) { y = MatMul(x, w) }",
     "the constant is what a Conv reads": (
         "(float[4,3,1,1] z, float[1,3,5,5] w) => (float[1,4,5,5] y) { y = Conv(w, z) }"
-    ),
-    "padding that is not written out": (
-        '(float[1,3,5,5] x, float[4,3,3,3] w) => (float[1,4,5,5] y) { y = Conv <auto_pad = "SAME_UPPER"> (x, w) }'
     ),
     "no product": "(float[2,3] x, float[2,3] w) => (float[2,3] y) { y = Add(x, w) }",
     "another domain's": "(float[2,3] x, float[3,2] w) => (float[2,2] y) { y = MatMul <a = 1> (x, w) }",

@@ -167,7 +167,7 @@ def test_an_unrepaired_plan_is_the_one_that_no_repair_has_seen(calibration, digi
 
 
 @pytest.mark.parametrize("high", [None, "fp16", "bf16"])
-@pytest.mark.parametrize("name", ["if_captured", "conv_bn_relu", "groups", "half", "function_product"])
+@pytest.mark.parametrize("name", ["if_captured", "conv_bn_relu", "groups", "half", "function_product", "kv_cache"])
 def test_models_of_any_make_are_repaired_and_run(name, high):
     """Branches, functions, groups, fp16: pieces of them run, and the whole does."""
     proto = corpus()[name]

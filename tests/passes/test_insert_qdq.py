@@ -13,8 +13,10 @@ import fp8graph
 from fp8graph import formats
 from fp8graph.base.errors import InputError
 from fp8graph.data.plan import Scale
+from fp8graph.formats.spec import PerAxis
 from fp8graph.graph.load import load
 from fp8graph.numerics import cast
+from fp8graph.numerics.observed import peaks_of_weight
 from fp8graph.runners.reference import reference
 from fp8graph.testing import outputs, planned
 from fp8graph_passes.insert_qdq import InsertQDQ
@@ -78,13 +80,16 @@ def test_the_format_is_said_by_output_dtype_and_there_is_no_zero_point():
 
 
 @pytest.mark.parametrize("kind", ["float", "float16", "bfloat16"])
-def test_stored_codes_are_those_of_the_one_encoder(kind):
+@pytest.mark.parametrize(("recipe", "rule"), [("fp8-amax", "amax"), ("fp8-default", "mse")])
+def test_stored_codes_are_those_of_the_one_encoder(kind, recipe, rule):
     proto = model(DENSE.replace("float[", f"{kind}["), opset=22)
     weight = planned(proto).before.graph.initializers["w"].const_value.numpy()
-    done = planned_run(InsertQDQ(), proto)
+    done = planned_run(InsertQDQ(), proto, recipe=recipe)
     scale = done.constants["w_scale"]
     assert (scale.shape, scale.dtype) == ((8,), np.float32)
-    np.testing.assert_array_equal(scale, np.abs(weight.astype(np.float32)).max(axis=0) / np.float32(448))
+    peaks = peaks_of_weight(weight, PerAxis(1), E4M3, rule)
+    assert np.array_equal(peaks, np.abs(weight.astype(np.float32)).max(axis=0)) == (rule == "amax")
+    np.testing.assert_array_equal(scale, peaks / np.float32(448))
     codes = done.constants["w_fp8"].view(np.uint8)
     np.testing.assert_array_equal(codes, cast.encode(weight, E4M3, scale))
 
