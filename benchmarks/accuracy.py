@@ -12,9 +12,9 @@ evaluation data and the names of FP8 nodes come from the functions behind them (
 the model. `--peers modelopt=PYTHON` does so with that interpreter for the tools `modelopt` and `modelopt_*`; what is
 not installed there, or is not asked for, keeps the row that was recorded, and the table says so.
 
-Rows are kept in `--work` and not made twice: delete a file of its `rows` to make that row anew. `--write` puts the
-tables between the marks of docs/accuracy.md. Without `--bench`: the digits, and no other tool. Status 1 where a row of
-ours failed.
+Rows are kept in `--work` and not made twice: delete files of its `rows` and `peers` to make them anew. `--write` puts
+the tables between the marks of docs/accuracy.md. Without `--bench`: the digits, and no other tool. Status 1 where a row
+of ours failed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -234,7 +234,7 @@ def macs(source: Source, name: str, path: Path, sample: Mapping[str, np.ndarray]
 def p_value(lost: int, won: int) -> float:
     """McNemar's exact test of two models on the same samples: how likely a split as uneven as this is by chance."""
     count, least = lost + won, min(lost, won)
-    return min(1.0, 2 * sum(math.comb(count, k) for k in range(least + 1)) / 2**count)
+    return min(1.0, float(2 * sum(math.comb(count, k) for k in range(least + 1)) / 2**count))
 
 
 @dataclass
@@ -263,11 +263,14 @@ class Maker:
             error = answer.get("error") or {}
             return replace(row, error=f"{error.get('code', '')} {error.get('what', '')}: {error.get('why', '')}")
         row = self._scored(row, out)
-        found = [self.source.answers(self.name, path) for path in (self.source.model(self.name), out)] if paired else []
-        if not found or found[0] is None or found[1] is None:
-            return row
-        before, after = (answers == labels for labels, answers in found)
-        return replace(row, paired=(int((before & ~after).sum()), int((after & ~before).sum())))
+        return replace(row, paired=self._paired(out)) if paired else row
+
+    def _paired(self, out: Path) -> tuple[int, int] | None:
+        before, after = (self.source.answers(self.name, path) for path in (self.source.model(self.name), out))
+        if before is None or after is None:
+            return None
+        was, now = (answers == labels for labels, answers in (before, after))
+        return int((was & ~now).sum()), int((now & ~was).sum())
 
     def optimize(self, out: Path, options: Sequence[str]) -> tuple[dict[str, Any], float]:
         """Result document of the command, and CPU seconds."""
@@ -293,7 +296,8 @@ class Maker:
         call = [sys.executable, str(bench.folder / "baselines" / "run.py"), tool, python, str(out), self.name]
         result, limit = out / tool / f"{self.name}.json", ""
         try:
-            subprocess.run(call, env=env, timeout=self.limit_s, capture_output=True, check=False)
+            if not result.exists():
+                subprocess.run(call, env=env, timeout=self.limit_s, capture_output=True, check=False)
         except subprocess.TimeoutExpired:
             limit = f"took more than {self.limit_s:.0f} s"
         if limit or not result.exists():
@@ -319,15 +323,17 @@ class Maker:
         for point in points:
             if point["value"] is not None:
                 best[point["quantized"]] = max(best.get(point["quantized"], -math.inf), point["value"])
-        return sorted(best.items(), reverse=True)
+        return [(nodes, value) for nodes, value in sorted(best.items(), reverse=True) if nodes]
 
-    def _kept(self, title: str, make: Any) -> Row:
+    def _kept(self, title: str, make: Callable[[], Row]) -> Row:
         path = self.folder / "rows" / f"{self.name}.{slug(title)}.json"
         if path.exists():
-            fields = json.loads(path.read_text(encoding="utf-8"))
-            return Row(**{key: tuple(item) if isinstance(item, list) else item for key, item in fields.items()})
+            held: Any = json.loads(path.read_text(encoding="utf-8"))
+            for pair in ("nodes", "metric", "paired"):
+                held[pair] = tuple(held[pair]) if held[pair] is not None else None
+            return Row(**held)
         begin = time.perf_counter()
-        row: Row = make()
+        row = make()
         path.write_text(json.dumps(asdict(row)), encoding="utf-8")
         spent = time.perf_counter() - begin
         print(f"{self.name}, {' | '.join(row.cells(3))} {row.error} ({spent:.0f} s)", file=sys.stderr, flush=True)
@@ -397,13 +403,18 @@ def peers(maker: Maker, bench: Bench, pythons: Mapping[str, str]) -> Iterator[Ro
 
 
 def goals(rows: Sequence[Row], margin: float) -> list[float]:
-    """What to ask of `--min-sqnr`: above each tool that leaves products in high precision, and close ones at once."""
-    partial = {
+    """What to ask of `--min-sqnr`: above each tool that leaves products in high precision; within half a dB, above the
+    best of them."""
+    wanted = sorted(
         math.ceil(10 * (row.sqnr_db + margin)) / 10
         for row in rows
         if not row.error and 0 < row.nodes[0] < row.nodes[1] and math.isfinite(row.sqnr_db)
-    }
-    return sorted(partial)
+    )
+    found: list[float] = []
+    for goal in reversed(wanted):
+        if not found or found[-1] - goal > 0.5:
+            found.append(goal)
+    return found[::-1]
 
 
 def rows_of(maker: Maker, args: argparse.Namespace, pythons: Mapping[str, str]) -> list[Row]:

@@ -56,9 +56,10 @@ def images(count: int, seed: int) -> dict[str, np.ndarray]:
     return {"x": (found + 0.05 * draw.standard_normal(found.shape)).astype(np.float32)}
 
 
-def optimized(proto: Any, *repairs: str, data: Any = None, **how: Any) -> fp8graph.Optimized:
-    """Quantized wherever the reference can, with these repairs."""
-    recipe = replace(recipes.load("fp8-full"), repairs=repairs)
+def optimized(proto: Any, *repairs: str, data: Any = None, weights: str = "amax", **how: Any) -> fp8graph.Optimized:
+    """Quantized wherever the reference can, with these repairs; `weights`: how their scales are found."""
+    full = recipes.load("fp8-full")
+    recipe = replace(full, repairs=repairs, weights=replace(full.weights, scale=weights))
     given = images(48, 1) if data is None else data
     return fp8graph.optimize(proto, data=given, batch=4, recipe=recipe, target="reference", compare=False, **how)
 

@@ -10,6 +10,7 @@ import fp8graph
 from fp8graph import formats
 from fp8graph.core import registry
 from fp8graph.numerics import cast
+from fp8graph.numerics.observed import peaks_of_weight
 from fp8graph.numerics.scale import scale_from_amax
 from fp8graph.testing import outputs, planned, random_feeds
 from fp8graph_passes.balance_rounding import BalanceRounding
@@ -39,8 +40,8 @@ def parts(proto, key: str = "y", share: float = 0.1):
     codes, granularity = arrays(solved(proto, share), key)
     weight = planned(proto).before.graph.initializers["w"].const_value.numpy().astype(np.float32)
     axis = granularity.blocks[0][0]
-    others = tuple(i for i in range(weight.ndim) if i != axis % weight.ndim)
-    scale = scale_from_amax(np.abs(weight).max(axis=others), E4M3).reshape(granularity.broadcast_shape(weight.shape))
+    peaks = peaks_of_weight(weight, granularity, E4M3, "mse")
+    scale = scale_from_amax(peaks, E4M3).reshape(granularity.broadcast_shape(weight.shape))
     nearest = cast.encode(weight, E4M3, scale)
     exact = weight.astype(np.float64) / scale
     rows = [np.moveaxis(array, axis, 0).reshape(weight.shape[axis], -1) for array in (codes, nearest, exact)]
