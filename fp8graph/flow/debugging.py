@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
 from fp8graph.base import canon
-from fp8graph.base.errors import InputError, Interrupted, UnmetError, UsageError
+from fp8graph.base.errors import UnmetError, UsageError
 from fp8graph.base.files import WrittenFile, describe, write_text
 from fp8graph.base.findings import Finding
 from fp8graph.base.names import did_you_mean
@@ -17,15 +17,14 @@ from fp8graph.base.progress import SILENT, Progress, stage
 from fp8graph.calibrate.samples import Samples
 from fp8graph.compare.tolerance import Tolerance
 from fp8graph.core.options import Options
-from fp8graph.data.document import check_schema, load_json, malformed
 from fp8graph.data.plan import OpKey, Plan, Reason
 from fp8graph.flow import asked
 from fp8graph.flow.commanding import DEBUG_MODEL, Command, command_of
 from fp8graph.flow.feeding import Reading
-from fp8graph.flow.gathering import RESUME_SUFFIX
 from fp8graph.flow.given import source_digest
 from fp8graph.flow.job import Job
 from fp8graph.flow.judging import Judge, Metric, Verdict
+from fp8graph.flow.resuming import Both, Leftover
 from fp8graph.search.bisect import Mode, smallest
 from fp8graph.search.keeplist import keep_recipe
 from fp8graph.search.units import Unit, keep, units_of
@@ -33,7 +32,6 @@ from fp8graph.search.units import Unit, keep, units_of
 log = logging.getLogger(__name__)
 MODES, DIRECTIONS = ("bisect", "linear"), ("forward", "reverse", "sensitive")
 Direction = Literal["forward", "reverse", "sensitive"]
-_KIND, _VERSION = "debugging", 1
 _CODE, _WHY = "FG238", "debug precision found the model bad without it"
 _NO_DATA = Samples("none", lambda: iter(()), 0)
 
@@ -259,16 +257,14 @@ class _Steps:
     _progress: Progress = SILENT
 
     @property
-    def file(self) -> Path | None:
-        """What an interrupted search leaves."""
-        out = self.job.out
-        return None if out is None else out.with_name(out.name + RESUME_SUFFIX)
+    def _left(self) -> Leftover:
+        return Leftover(self.job.out, "debugging")
 
     def search(self, mode: Mode) -> list[Unit]:
         """The units that have to be kept. Raises UnmetError FG152, InputError FG110, FG111, Interrupted."""
-        about = self._about() if self.file is not None else {}
-        if self.resume and self.file is not None and self.file.exists():
-            self._load(self.file, about)
+        about = self._about() if self._left.file is not None else {}
+        if self.resume and self._left.there:
+            self._known = self._left.load(lambda document: _read(document, about))
         self._progress, self.job.progress = self.job.progress, SILENT
         try:
             with stage(self._progress, "debugging precision", None, "steps"):
@@ -306,8 +302,7 @@ class _Steps:
 
     def finish(self) -> None:
         """Takes away what an interrupted search has left."""
-        if self.file is not None:
-            self.file.unlink(missing_ok=True)
+        self._left.finish()
 
     def _unreachable(self) -> UnmetError:
         return UnmetError(
@@ -326,33 +321,16 @@ class _Steps:
         return {**digests, "data": feeds, **self.asked}
 
     def _leave(self, about: Mapping[str, Any]) -> None:
-        if self.file is None or not self.done:
-            return
-        steps = [step.to_json() for step in self._known.values()]
-        document = {"schema": f"fp8graph.{_KIND}/{_VERSION}", **about, "steps": steps}
-        write_text(self.file, canon.pretty(document))
-        raise Interrupted(
-            f"{len(steps)} steps are kept in {self.file}",
-            do="run the command again with --resume: it goes on behind them",
-            files=(describe(self.file),),
-        )
+        if self.done:
+            steps = [step.to_json() for step in self._known.values()]
+            self._left.leave(about, {"steps": steps}, f"{len(steps)} steps")
 
-    def _load(self, path: Path, about: Mapping[str, Any]) -> None:
-        document = check_schema(load_json(path, "what --resume goes on from"), _KIND, _VERSION, str(path))
-        try:
-            other = next((name for name, value in about.items() if document[name] != value), None)
-            steps = [Step(tuple(s["kept"]), bool(s["good"]), str(s["said"])) for s in document["steps"]]
-        except (KeyError, TypeError, ValueError) as error:
-            raise malformed(_KIND, str(path), error) from error
-        if other is not None:
-            raise InputError(
-                "the search that was interrupted is not this one",
-                where=str(path),
-                why=f"{other}: {str(document[other])[:60]} then, {str(about[other])[:60]} now",
-                do="give the same options as then, or leave --resume out",
-                code="FG110",
-            )
-        self._known = {frozenset(step.kept): step for step in steps}
+
+def _read(document: Mapping[str, Any], about: Mapping[str, Any]) -> tuple[dict[frozenset[OpKey], Step], Both]:
+    steps = [Step(tuple(s["kept"]), bool(s["good"]), str(s["said"])) for s in document["steps"]]
+    return {frozenset(step.kept): step for step in steps}, {
+        name: (document[name], value) for name, value in about.items()
+    }
 
 
 def _finished(job: Job, settled: Plan, units: Sequence[Unit], found: Sequence[Unit], steps: _Steps) -> Debugged:

@@ -7,17 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fp8graph.base import canon
-from fp8graph.base.errors import InputError, Interrupted, UsageError
-from fp8graph.base.files import describe, same_file, write_text
+from fp8graph.base.errors import InputError, UsageError
+from fp8graph.base.files import same_file
 from fp8graph.calibrate.samples import Samples
-from fp8graph.data.document import check_schema, load_json, malformed
 from fp8graph.flow import asked, rangefile
 from fp8graph.flow.feeding import Reading
+from fp8graph.flow.resuming import Both, Leftover
 from fp8graph.numerics.ranges import Need, Ranges, Stat
-
-RESUME_SUFFIX = ".resume"
-_KIND, _VERSION = "resume", 1
 
 
 @dataclass
@@ -45,15 +41,22 @@ class Gathering:
             "batch": how.batch,
             "wanted": sorted(need.text for need in wanted),
         }
-        if not (self.resume and self.file is not None and self.file.exists()):
+        if not (self.resume and self._left.there):
             return part
-        self._earlier = self._load(self.file, source, part.label)
+
+        def read(document: dict[str, Any]) -> tuple[Ranges, Both]:
+            earlier = rangefile.of_whole(document, str(self._left.file))
+            both: dict[str, tuple[Any, Any]] = {name: (document[name], value) for name, value in self._asked.items()}
+            if document["wanted"] != self._asked["wanted"]:  # names of many tensors would say less
+                both["wanted"] = "other tensors", "those of this call"
+            return earlier, both | {"model": (earlier.source, source), "data": (earlier.data, part.label)}
+
+        self._earlier = self._left.load(read)
         return part.behind(self._earlier.samples)
 
     @property
-    def file(self) -> Path | None:
-        """What an interrupted run leaves."""
-        return None if self.output is None else self.output.with_name(self.output.name + RESUME_SUFFIX)
+    def _left(self) -> Leftover:
+        return Leftover(self.output, "resume", "run")
 
     def with_earlier(self, found: Ranges) -> Ranges:
         """What was found now together with what earlier runs have seen."""
@@ -62,43 +65,12 @@ class Gathering:
     def keep(self, found: Ranges) -> None:
         """Writes what there is until now, and raises Interrupted; nothing where nothing was seen."""
         seen = self.with_earlier(found)
-        if self.file is None or not seen.samples:
-            return
-        document = {"schema": f"fp8graph.{_KIND}/{_VERSION}", **self._asked, **rangefile.whole(seen)}
-        write_text(self.file, canon.pretty(document))
-        raise Interrupted(
-            f"{seen.samples} samples are kept in {self.file}",
-            do="run the command again with --resume: it goes on behind them",
-            files=(describe(self.file),),
-        )
+        if seen.samples:
+            self._left.leave(self._asked, rangefile.whole(seen), f"{seen.samples} samples")
 
     def finish(self) -> None:
         """Takes away what an interrupted run has left."""
-        if self.file is not None:
-            self.file.unlink(missing_ok=True)
-
-    def _load(self, path: Path, source: str, label: str) -> Ranges:
-        document = check_schema(load_json(path, "what --resume goes on from"), _KIND, _VERSION, str(path))
-        try:
-            earlier = rangefile.of_whole(document, str(path))
-            here = {name: document[name] for name in self._asked}
-        except KeyError as error:
-            raise malformed(_KIND, str(path), error) from error
-        other = [name for name, value in here.items() if value != self._asked[name]]
-        other += ["model"] if earlier.source != source else []
-        other += ["data"] if earlier.data != label else []
-        if other:
-            name = other[0]
-            both = {"model": (earlier.source[:19], source[:19]), "data": (earlier.data, label)}
-            had, has = both.get(name, (here.get(name), self._asked.get(name)))
-            raise InputError(
-                "the run that was interrupted is not this one",
-                where=str(path),
-                why="other tensors were observed" if name == "wanted" else f"{name}: {had} then, {has} now",
-                do="give the same options as then, or leave --resume out",
-                code="FG110",
-            )
-        return earlier
+        self._left.finish()
 
 
 def shard_of(given: Any) -> tuple[int, int] | None:

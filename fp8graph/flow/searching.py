@@ -10,19 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fp8graph.base import canon
-from fp8graph.base.errors import InputError, Interrupted, UnmetError, UsageError
+from fp8graph.base.errors import UnmetError, UsageError
 from fp8graph.base.files import WrittenFile, check_writable, describe, write_text
 from fp8graph.base.progress import SILENT, stage
 from fp8graph.calibrate.samples import Samples, is_random
 from fp8graph.core import registry
-from fp8graph.data.document import check_schema, load_json, malformed
 from fp8graph.data.plan import OpKey, Plan, Reason
 from fp8graph.engines.rows import statuses
 from fp8graph.engines.sizes import op_sizes
 from fp8graph.flow import asked
-from fp8graph.flow.gathering import RESUME_SUFFIX
 from fp8graph.flow.given import source_digest
 from fp8graph.flow.judging import Judge, Metric
+from fp8graph.flow.resuming import Both, Leftover
 from fp8graph.flow.sensing import sense
 from fp8graph.numerics.ranges import Ranges
 from fp8graph.report import curve as curves
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from fp8graph.flow.job import Job
 
 log = logging.getLogger(__name__)
-_KIND, _VERSION = "search", 1
+_Known = dict[frozenset[OpKey], tuple[float, float]]
 # Of so many samples one is held back to judge on, where there are as many.
 _HELD_BACK = 4
 _POINTS = 17
@@ -223,15 +222,16 @@ class _Search:
         self.job, self.goal, self.full = job, goal, full
         self.learned, self.judged_on = learned, judged_on
         self.judge = Judge(job, judged_on, goal.metric)
-        self._known: dict[frozenset[OpKey], tuple[float, float]] = {}
+        self._left = Leftover(job.out, "search")
+        self._known: _Known = {}
         self._costs: dict[OpKey, float] = {}
         self._units: list[Unit] = []
         self._progress = job.progress
 
     def run(self) -> Searched:
         """Raises UnmetError FG151, InputError FG110 and FG111 (of --resume), Interrupted."""
-        if self.goal.resume and self.file is not None and self.file.exists():
-            self._load(self.file)
+        if self.goal.resume and self._left.there:
+            self._known, self._costs = self._left.load(self._read)
         self.job.progress = SILENT
         try:
             with stage(self._progress, "searching", None, "plans"), self.job.clock("search"):
@@ -361,16 +361,9 @@ class _Search:
             code="FG151",
         )
 
-    @property
-    def file(self) -> Path | None:
-        """What an interrupted search leaves."""
-        out = self.job.out
-        return None if out is None else out.with_name(out.name + RESUME_SUFFIX)
-
     def finish(self) -> None:
         """Takes away what an interrupted search has left."""
-        if self.file is not None:
-            self.file.unlink(missing_ok=True)
+        self._left.finish()
 
     def _about(self) -> dict[str, Any]:
         return {
@@ -382,40 +375,20 @@ class _Search:
 
     def _leave(self) -> None:
         """Writes what is known, and raises Interrupted; nothing where nothing is."""
-        if self.file is None or not (self._known or self._costs):
+        if not (self._known or self._costs):
             return
         steps = [
             {"kept": sorted(kept), "value": _told(value), "error": _told(error)}
             for kept, (value, error) in self._known.items()
         ]
         costs = {key: _told(cost) for key, cost in self._costs.items()}
-        document = {"schema": f"fp8graph.{_KIND}/{_VERSION}", **self._about(), "costs": costs, "steps": steps}
-        write_text(self.file, canon.pretty(document))
-        raise Interrupted(
-            f"{len(steps)} plans that were judged are kept in {self.file}",
-            do="run the command again with --resume: it goes on behind them",
-            files=(describe(self.file),),
-        )
+        found = {"costs": costs, "steps": steps}
+        self._left.leave(self._about(), found, f"{len(steps)} plans that were judged")
 
-    def _load(self, path: Path) -> None:
-        document = check_schema(load_json(path, "what --resume goes on from"), _KIND, _VERSION, str(path))
-        about = self._about()
-        try:
-            other = next((name for name, value in about.items() if document[name] != value), None)
-            self._known = {
-                frozenset(step["kept"]): (float(step["value"]), float(step["error"])) for step in document["steps"]
-            }
-            self._costs = {str(key): float(cost) for key, cost in document["costs"].items()}
-        except (KeyError, TypeError, ValueError) as error:
-            raise malformed(_KIND, str(path), error) from error
-        if other is not None:
-            raise InputError(
-                "the search that was interrupted is not this one",
-                where=str(path),
-                why=f"{other}: {document[other]!s:.60} then, {about[other]!s:.60} now",
-                do="give the same options as then, or leave --resume out",
-                code="FG110",
-            )
+    def _read(self, document: dict[str, Any]) -> tuple[tuple[_Known, dict[OpKey, float]], Both]:
+        known = {frozenset(step["kept"]): (float(step["value"]), float(step["error"])) for step in document["steps"]}
+        costs = {str(key): float(cost) for key, cost in document["costs"].items()}
+        return (known, costs), {name: (document[name], value) for name, value in self._about().items()}
 
 
 def _noise(value: float) -> float:
