@@ -20,7 +20,6 @@ of ours failed.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import math
 import os
@@ -31,13 +30,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Protocol
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]]
 
 import numpy as np
 import onnx_ir as ir
+from entries import loaded
 
 import fp8graph
 from fp8graph.data.plan import Plan, Profile
@@ -209,16 +208,6 @@ class Digits:
         with np.load(self.folder / "heldout.npz") as data:
             found = reference(str(path)).run({"image": data["image"]})
             return data["label"], found["logits"].argmax(axis=1)
-
-
-def loaded(path: Path) -> ModuleType:
-    """A module from its file."""
-    spec = importlib.util.spec_from_file_location("bench_score", path) if path.exists() else None
-    if spec is None or spec.loader is None:
-        raise SystemExit(f"error: there is no {path.name} in {path.parent}")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def macs(source: Source, name: str, path: Path, sample: Mapping[str, np.ndarray]) -> float | None:

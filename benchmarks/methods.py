@@ -10,8 +10,6 @@ digits.
 
 from __future__ import annotations
 
-import argparse
-import importlib.util
 import json
 import sys
 from collections.abc import Iterator
@@ -22,13 +20,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
+from entries import models, parser, worst
 
 import fp8graph
 from fp8graph.data import recipe as recipes
 from fp8graph.numerics.ranges import Ranges
 
 METHODS = ("amax", "pow2", "percentile:99.99", "entropy", "mse")
-_DIGITS = Path(__file__).resolve().parents[1] / "samples" / "digits"
 
 
 @dataclass(frozen=True)
@@ -74,41 +72,12 @@ def measured(model: Any, calibration: Any, evaluation: Any, batch: int | None) -
         recipe = replace(base.measured(variant.activations), weights=weights)
         done = fp8graph.optimize(model, ranges=scaled(seen, variant.times), recipe=recipe, target=target)
         compared = fp8graph.compare(model, done.model, data=evaluation, batch=batch)
-        found = [output.sqnr_db for output in compared.outputs.values() if output.sqnr_db is not None]
-        yield variant.title, min(found, default=float("inf"))
-
-
-def models(args: argparse.Namespace) -> Iterator[tuple[str, Any, Any, Any, int | None]]:
-    """Name, model, calibration data, evaluation data and batch."""
-    for item in args.models:
-        model, calibration, evaluation = item.split("=")
-        yield Path(model).stem, model, calibration, evaluation, None
-    if args.bench is not None:
-        spec = importlib.util.spec_from_file_location("bench_score", args.bench / "score.py")
-        if spec is None or spec.loader is None:
-            raise SystemExit(f"error: there is no score.py in {args.bench}")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        bench = module.Bench(str(args.bench))
-        for name in args.entries or bench.entries:
-            calibration, _ = bench.data(name, "calib", None)
-            evaluation, _ = bench.data(name, "eval", args.limit)
-            yield name, bench.model(name), calibration, evaluation, None
-    if not args.models and args.bench is None:
-        arrays = np.load(_DIGITS / "calibration.npz")["image"]
-        for name in ("cnn", "vit"):
-            yield name, _DIGITS / f"{name}.onnx", {"image": arrays[::2]}, {"image": arrays[1::2]}, 16
+        yield variant.title, worst(compared)
 
 
 def main() -> int:
     """Measures each model and prints a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", metavar="MODEL=CALIBRATION=EVALUATION")
-    parser.add_argument("--bench", type=Path, metavar="FOLDER")
-    parser.add_argument("--entries", nargs="+", help="only these of the bench")
-    parser.add_argument("--limit", type=int, help="only the first N samples of a bench's evaluation data")
-    parser.add_argument("--json", action="store_true", help="JSON lines")
-    args = parser.parse_args()
+    args = parser(__doc__).parse_args()
     if not args.json:
         print(f"| model | {' | '.join(variant.title for variant in VARIANTS)} |\n|---|{'---:|' * len(VARIANTS)}")
     for name, model, calibration, evaluation, batch in models(args):

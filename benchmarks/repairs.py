@@ -11,8 +11,6 @@ grown over the plain plan. `--bench`: a folder whose `score.py` has `Bench` with
 
 from __future__ import annotations
 
-import argparse
-import importlib.util
 import json
 import sys
 import time
@@ -23,14 +21,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np
 import onnx_ir as ir
+from entries import models, parser, worst
 
 import fp8graph
 from fp8graph.data import recipe as recipes
 from fp8graph.engines.sizes import op_sizes
-
-_DIGITS = Path(__file__).resolve().parents[1] / "samples" / "digits"
 
 
 @dataclass(frozen=True)
@@ -86,48 +82,14 @@ def measured(
         took, macs = time.perf_counter() - start, fp8_macs(done)
         plain = plain or macs
         compared = fp8graph.compare(model, done.model, data=evaluation, batch=batch)
-        sqnr = [output.sqnr_db for output in compared.outputs.values() if output.sqnr_db is not None]
-        yield variant.title, Found(min(sqnr, default=float("inf")), macs / plain if plain else 1.0, took)
-
-
-def models(args: argparse.Namespace) -> Iterator[tuple[str, Any, Any, Any, int | None]]:
-    """Name, model, calibration data, evaluation data and batch."""
-    for item in args.models:
-        model, calibration, evaluation = item.split("=")
-        yield Path(model).stem, model, calibration, evaluation, None
-    if args.bench is not None:
-        spec = importlib.util.spec_from_file_location("bench_score", args.bench / "score.py")
-        if spec is None or spec.loader is None:
-            raise SystemExit(f"error: there is no score.py in {args.bench}")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        bench = module.Bench(str(args.bench))
-        for name in args.entries or bench.entries:
-            try:
-                path = bench.model(name)
-            except SystemExit as error:
-                print(f"{name} is left out: {error}", file=sys.stderr)
-                continue
-            calibration, _ = bench.data(name, "calib", None)
-            evaluation, _ = bench.data(name, "eval", args.limit)
-            yield name, path, calibration, evaluation, None
-    if not args.models and (args.bench is None or not args.entries):
-        calibration = {"image": np.load(_DIGITS / "calibration.npz")["image"]}
-        evaluation = {"image": np.load(_DIGITS / "heldout.npz")["image"][: args.limit]}
-        for name in ("cnn", "vit"):
-            yield f"digits {name}", _DIGITS / f"{name}.onnx", calibration, evaluation, 16
+        yield variant.title, Found(worst(compared), macs / plain if plain else 1.0, took)
 
 
 def main() -> int:
     """Measures each model and prints a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", metavar="MODEL=CALIBRATION=EVALUATION")
-    parser.add_argument("--bench", type=Path, metavar="FOLDER")
-    parser.add_argument("--entries", nargs="+", help="only these of the bench")
-    parser.add_argument("--repairs", nargs="+", help="these instead of the recipe's, in this order")
-    parser.add_argument("--limit", type=int, help="only the first N samples of a bench's evaluation data")
-    parser.add_argument("--json", action="store_true", help="JSON lines")
-    args = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--repairs", nargs="+", help="these instead of the recipe's, in this order")
+    args = options.parse_args()
     wanted = variants(args.repairs or recipes.load("fp8-full").repairs)
     if not args.json:
         print(f"| model | {' | '.join(item.title for item in wanted)} |\n|---|{'---:|' * len(wanted)}", flush=True)

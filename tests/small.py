@@ -42,6 +42,18 @@ CONCAT = """(float[1,16,8,8] x, float[16,16,3,3] w_a, float[16,16,3,3] w_b, floa
 }"""
 
 
+def chain(batch: int, *sizes: int) -> str:
+    """Products with a Relu between, as text: `a`, `b` and so on with weights `w_a`, `w_b`, the last of them `y`."""
+    letters = "abcdefgh"[: len(sizes) - 1]
+    weights = "".join(f", float[{k},{n}] w_{name}" for name, k, n in zip(letters, sizes[:-1], sizes[1:], strict=True))
+    lines, read = [], "x"
+    for name in letters[:-1]:
+        lines += [f"{name} = MatMul({read}, w_{name})", f"r{name} = Relu({name})"]
+        read = f"r{name}"
+    lines.append(f"y = MatMul({read}, w_{letters[-1]})")
+    return f"(float[{batch},{sizes[0]}] x{weights}) => (float[{batch},{sizes[-1]}] y) {{ {' '.join(lines)} }}"
+
+
 def model(
     text: str, *, opset: int = 21, ir: int = 10, seed: int = 0, functions: str = "", **weights: np.ndarray[Any, Any]
 ) -> onnx.ModelProto:

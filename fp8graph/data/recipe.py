@@ -23,7 +23,7 @@ _POLICY = {"format", "per", "scale", "block", "scale_format", "scale_rule", "out
 # Those that say more about what `per` says: another `per` drops them.
 _OF_PER = ("block", "scale_format", "scale_rule", "outer")
 _TABLES = {
-    "": {"schema", "name", "summary", "extends", "quantize", "high", "rules", "passes", "repairs", "keep"},
+    "": {"schema", "name", "summary", "extends", "quantize", "high", "rules", "passes", "repairs", "learn", "keep"},
     "quantize": {"ops", "activations", "weights", "costly", "concat", "blocks", "given", "instead", "for"},
     "quantize.activations": _POLICY,
     "quantize.weights": _POLICY,
@@ -103,6 +103,7 @@ class Recipe:
     rules        plan rules in the order in which they are asked
     passes       rewriting passes in the order in which they run
     repairs      in the order in which they are asked
+    learn        how much repairs may take to learn from data: `light`, some seconds; `full`, as much as is of use
     keep         pattern lines
     blocks       what becomes of a weight that came with block scales, where the target runs none: `split`, a product
                  for each block; `channel`, one scale per output channel; `auto` weighs what either loses and costs
@@ -128,6 +129,7 @@ class Recipe:
     lines: tuple[ForLine, ...] = field(default=())
     instead: tuple[str, ...] = ()
     repairs: tuple[str, ...] = ()
+    learn: Literal["light", "full"] = "full"
 
     @property
     def formats(self) -> tuple[str, ...]:
@@ -197,6 +199,7 @@ class Recipe:
             "rules": list(self.rules),
             "passes": list(self.passes),
             **({"repairs": list(self.repairs)} if self.repairs else {}),
+            **({"learn": self.learn} if self.learn != "full" else {}),
             "keep": [{"ops": list(line.ops), "why": line.why} for line in self.keep],
         }
 
@@ -219,6 +222,7 @@ class Recipe:
                 rules=_texts(table, "rules", where),
                 passes=_texts(table, "passes", where),
                 repairs=_texts(table, "repairs", where) if "repairs" in table else (),
+                learn=_one_of(table.get("learn", "full"), ("light", "full"), f"{where}: learn"),
                 keep=tuple(
                     KeepLine(_texts(line, "ops", where), _text(line, "why", where)) for line in table.get("keep", [])
                 ),

@@ -239,6 +239,10 @@ def by_kind(
     """
     rules, steps = policy.steps(recipe)
     steps += [registry.create("direct-io")] if direct else []  # type: ignore[list-item]
+    # A repair is asked once, in the recipe's order, with the user's options where the user names it, too.
+    named = {item.name: item for item in own if isinstance(item, Repair)}
+    steps = [named.pop(item.name, item) if isinstance(item, Repair) else item for item in steps]
+    own = [item for item in own if not isinstance(item, Repair) or item.name in named]
     everything: list[Any] = [*steps, *(registry.create(name) for name in target.forms), *own]
     policy.run_once(everything)
     return (

@@ -33,8 +33,9 @@ from fp8graph.data.plan import ARRAYS_SUFFIX, PLAN_SUFFIX, Plan, Shapes
 from fp8graph.flow import asked, given, mixing
 from fp8graph.flow.feeding import Reading
 from fp8graph.flow.gathering import Gathering
+from fp8graph.flow.learning import FULL, LIGHT, Effort
 from fp8graph.flow.mixing import mixed
-from fp8graph.flow.repairs import repaired
+from fp8graph.flow.repairs import bound, repaired
 from fp8graph.graph import tensors, walk
 from fp8graph.graph.load import load
 from fp8graph.graph.protos import infer_types
@@ -74,6 +75,7 @@ class Job:
     pipeline: Pipeline
     rules: list[PlanRule]
     repairs: list[Repair]
+    effort: Effort
     normalized: Normalized
 
     def __init__(
@@ -101,6 +103,7 @@ class Job:
         self.feeds: Samples | None = None
         self.clock = Clock()
         self.default: DefaultSession | None = None
+        self.solve_again = False
         self._facts: tuple[Shapes, Facts] | None = None
         self._moved: tuple[Plan, Normalized] | None = None
 
@@ -146,6 +149,8 @@ class Job:
         given.check_direct(self.ctx.high, direct=direct)
         given.check_high(self.ctx.high, aim, policy)
         self.pipeline, self.rules, self.repairs = given.by_kind(policy, aim, own.passes, direct=direct)
+        named_here = any(isinstance(item, Repair) and item.learns for item in own.passes)
+        self.effort = LIGHT if policy.learn == "light" and not named_here else FULL
         self.extra = own.noted
         self._tell(policy, aim)
         with self.clock("load"):
@@ -233,7 +238,7 @@ class Job:
         """The plan given, or a new one whose observed scales have no numbers yet."""
         with self.clock("plan"):
             if self.given is not None:
-                plan = stages.fits(self.given, self.normalized)
+                plan = bound(self, stages.fits(self.given, self.normalized))
                 return self._under_shapes(plan) if self.shapes and self._shapes_open() else plan
             plan = self._made(self.options, self.shapes or {})
             return replace(plan, asked={**plan.asked, **self.extra})
@@ -291,7 +296,7 @@ class Job:
         plan = self.plan()
         wanted = self.wanted(plan)
         if not wanted and self.given is not None and self.given.data:
-            return plan
+            return self.repaired(plan) if self.solve_again else plan
         if plan_only and seen is None and self.feeds is None:
             return plan
         if not wanted or (plan.settled and seen is None and self.feeds is None):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Any
 
 import numpy as np
@@ -20,23 +20,77 @@ from fp8graph.core import stages
 from fp8graph.core.context import Context
 from fp8graph.core.pipeline import Pipeline
 from fp8graph.core.products import Product, product_of
+from fp8graph.core.renewing import renew
 from fp8graph.core.terms import joined
 from fp8graph.data.plan import OpKey, Plan, Quant
 from fp8graph.flow.feeding import Reading
-from fp8graph.graph import walk
+from fp8graph.graph import tensors, walk
 from fp8graph.graph.stages import Normalized
 from fp8graph.numerics import sidecar
 from fp8graph.numerics.moments import MOST_ROWS, Moments, beside
+from fp8graph.numerics.ranges import Ranges
 
 Array = np.ndarray[Any, Any]
-# Samples that repairs learn from at most, and rows of an operand: of more they learn little more.
-MOST_SAMPLES, ROWS, ROWS_A_COLUMN = 256, 32768, 4
+# Rows of an operand for each of its columns at least: of fewer little is learned.
+ROWS_A_COLUMN = 4
 # One of so many samples tells whether what was learned from the others holds.
 _HELD_BACK = 4
 # Rows that are multiplied at once: measured for K = 576, 128 at a time take four times as long.
 _JOINED = 4096
+# Tensors that are held at once at most, as a guess; of the original and of the quantized model; bytes of an element.
+_AT_ONCE, _MODELS, _FLOAT = 3, 2, 4
 # Steps of the whole numbers up to the largest value of an operand.
 _STEPS = float(448 * 512)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much learning may take. It is counted, not clocked: the same input gives the same plan on every machine.
+
+    samples   that are learned from at most
+    judged    samples held back at most, which tell whether repairs have helped
+    rows      of each operand at most, where `ROWS_A_COLUMN` for each of its columns are fewer
+    work      multiply-accumulates that moments and solving may take for the whole model, by an estimate
+    bytes     that tensors of all samples may hold between two pieces of the model, by an estimate
+    """
+
+    samples: int
+    judged: int
+    rows: int
+    work: float = math.inf
+    bytes: float = math.inf
+
+    def samples_of(self, ranges: Ranges | None) -> int:
+        """How many samples are learned from: four at least, so that one can be held back."""
+        if ranges is None or self.bytes == math.inf:
+            return self.samples
+        largest = sorted(stat.count for stat in ranges.values.values())[-_AT_ONCE:]
+        each = _MODELS * _FLOAT * sum(largest) / max(ranges.samples, 1)
+        return max(_HELD_BACK, min(self.samples, int(self.bytes / max(each, 1.0))))
+
+    def left_out(self, model: ir.Model, plan: Plan) -> set[OpKey]:
+        """Ops of the main graph that learning of all would take too long with: those that take the longest."""
+        costs: list[tuple[float, OpKey]] = []
+        for place in walk.walk(model):
+            product = product_of(place.node) if not place.scope else None
+            decision = plan.ops.get(place.key)
+            if product is not None and decision is not None and decision.do == "quantize":
+                shape = tensors.dims(place.node.inputs[product.weight])
+                sizes = [size or 1 for size in shape or (1,)]
+                channels, columns, groups = (
+                    sizes[product.out],
+                    math.prod(sizes) // sizes[product.out],
+                    product.window.groups,
+                )
+                sums = 2.0 * _rows(self.rows, columns) * columns**2
+                costs.append((groups * (sums + 6.0 * columns**3) + 8.0 * channels * columns**2, place.key))
+        costs.sort()
+        total = list(accumulate(cost for cost, _ in costs))
+        return {key for sofar, (_, key) in zip(total, costs, strict=True) if sofar > self.work}
+
+
+# Of more than FULL little more is learned. LIGHT takes some seconds, about as long as calibrating a CNN.
+FULL, LIGHT = Effort(256, 128, 32768), Effort(64, 32, 8192, 2e11, 2**28)
 
 
 @dataclass(frozen=True)
@@ -56,24 +110,37 @@ class Learning:
     """Observes one model for repairs, op after op. A new one is made for each plan."""
 
     def __init__(
-        self, normalized: Normalized, pipeline: Pipeline, ctx: Context, feeds: Samples, reading: Reading
+        self,
+        normalized: Normalized,
+        pipeline: Pipeline,
+        ctx: Context,
+        feeds: Samples,
+        reading: Reading,
+        effort: Effort = FULL,
+        left_out: Container[OpKey] = frozenset(),
     ) -> None:
         self._normalized, self._pipeline, self._ctx = normalized, pipeline, ctx
-        samples = [dict(feed) for feed in islice(feeds, MOST_SAMPLES)]
+        self._rows, self._left_out = effort.rows, left_out
+        samples = [dict(feed) for feed in islice(feeds, effort.samples_of(ctx.ranges))]
         how = reading.libraries, reading.providers
         self._original, self._planned = Steps(list(samples), *how), Steps(list(samples), *how)
         self._count = len(samples)
+        self._carried: tuple[Plan, ir.Model] | None = None
 
     def __call__(self, plan: Plan, ops: Sequence[OpKey], later: Sequence[OpKey]) -> Mapping[OpKey, Moments]:
         """Moments of the constant products among `ops`, of those whose operand has a range."""
-        original, planned = self._normalized.model.clone(), self._quantized(plan)
+        ops, later = ([key for key in keys if key not in self._left_out] for keys in (ops, later))
+        if not ops:
+            return {}
+        original = self._normalized.model.clone()
         nodes = {place.key: place.node for place in walk.walk(original) if place.key}
+        planned = self._quantized(plan, nodes)
         others = {place.key: place.node for place in walk.walk(planned) if place.key}
         taps = {key: tap for key in ops if (tap := self._tap(key, nodes[key], others.get(key), plan)) is not None}
         behind = [tap for key in later if (tap := self._tap(key, nodes[key], others.get(key), plan)) is not None]
         self._original.prepare(original, [tap.original for tap in taps.values()], [tap.original for tap in behind])
         self._planned.prepare(planned, [tap.planned for tap in taps.values()], [tap.planned for tap in behind])
-        quota = {key: _quota(tap.columns, self._count) for key, tap in taps.items()}
+        quota = {key: self._quota(tap.columns) for key, tap in taps.items()}
 
         def one(index: int) -> dict[OpKey, tuple[Array, Array]]:
             before, now = self._original.run(index), self._planned.run(index)
@@ -86,11 +153,16 @@ class Learning:
         found = {key: (learned.moments(), held.moments()) for key, (learned, held) in sums.items()}
         return {key: beside(*pair) for key, pair in found.items() if pair[0] is not None}
 
-    def _quantized(self, plan: Plan) -> ir.Model:
-        ctx = replace(self._ctx, plan=plan, facts=None, notes=Notes(), progress=SILENT)
-        copy = replace(self._normalized, model=self._normalized.model.clone())
-        # Legalized: only then is a model in fp16 one that runs.
-        return stages.legalize(stages.quantize(copy, self._pipeline, ctx), self._pipeline, ctx).model
+    def _quantized(self, plan: Plan, nodes: Mapping[OpKey, ir.Node]) -> ir.Model:
+        if self._carried is None or not renew(self._carried[1], self._carried[0], plan, nodes):
+            ctx = replace(self._ctx, plan=plan, facts=None, notes=Notes(), progress=SILENT)
+            copy = replace(self._normalized, model=self._normalized.model.clone())
+            # Legalized: only then is a model in fp16 one that runs.
+            model = stages.legalize(stages.quantize(copy, self._pipeline, ctx), self._pipeline, ctx).model
+        else:
+            model = self._carried[1]
+        self._carried = plan, model
+        return model.clone()
 
     def _tap(self, key: OpKey, node: ir.Node, other: ir.Node | None, plan: Plan) -> _Tap | None:
         product, decision = product_of(node), plan.ops[key]
@@ -108,6 +180,10 @@ class Learning:
         axis = product.window.axis
         return _Tap(product, original.name or "", _read(other, product), unit, columns, terms, axis)
 
+    def _quota(self, columns: int) -> int:
+        """Rows that each sample may give."""
+        return min(MOST_ROWS, max(1, math.ceil(_rows(self._rows, columns) / max(1, self._count))))
+
     def _unit(self, quant: Quant | None, name: str) -> float | None:
         """One step of the whole numbers in which an operand is counted; None where nothing is known of its range."""
         if quant is not None and quant.scale.value is not None:
@@ -123,9 +199,8 @@ def _read(node: ir.Node, product: Product | None) -> str:
     return (value.name or "") if value is not None else ""
 
 
-def _quota(columns: int, samples: int) -> int:
-    """Rows that each sample may give."""
-    return min(MOST_ROWS, max(1, math.ceil(max(ROWS, ROWS_A_COLUMN * columns) / max(1, samples))))
+def _rows(rows: int, columns: int) -> int:
+    return max(rows, ROWS_A_COLUMN * columns)
 
 
 class _Sum:

@@ -21,6 +21,7 @@ from fp8graph.flow import asked
 from fp8graph.flow.feeding import Reading
 from fp8graph.flow.job import Job, nothing_quantized
 from fp8graph.flow.judging import Judge, Metric
+from fp8graph.flow.learning import LIGHT
 from fp8graph.flow.sensing import sense
 from fp8graph.search.budget import Budget, Kept
 from fp8graph.search.keeplist import keep_recipe
@@ -131,6 +132,8 @@ def sensitivity(
         check_writable(out, force=force, inputs=[*named, *files_of(data)])
     job = Job(Options(high_precision_dtype=high_precision_dtype), data, how, progress=progress)
     job.open(model, recipe, target, plan, None, None)
+    if job.effort is LIGHT:
+        job.repairs = []  # what they gain is no op's own, and learning it would take longer than measuring
     settled = job.settled_plan(None, plan_only=False)
     if not any(True for _ in settled.quantized()):
         raise nothing_quantized(settled, job)

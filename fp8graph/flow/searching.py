@@ -21,6 +21,7 @@ from fp8graph.engines.sizes import op_sizes
 from fp8graph.flow import asked
 from fp8graph.flow.given import source_digest
 from fp8graph.flow.judging import Judge, Metric
+from fp8graph.flow.learning import FULL, LIGHT
 from fp8graph.flow.resuming import Both, Leftover
 from fp8graph.flow.sensing import sense
 from fp8graph.numerics.ranges import Ranges
@@ -168,8 +169,8 @@ def search(job: Job, goal: Goal, ranges: Ranges | str | Path | None) -> Searched
     """The best plan of an opened job. Raises UnmetError FG151 where none holds the goal, Interrupted."""
     learned, judged_on = _samples(job, goal, ranges)
     every, job.feeds = job.feeds, learned
-    if learned is not None and not is_random(job.data) and not any(item.learns or item.weighs for item in job.repairs):
-        job.repairs = [*job.repairs, *map(registry.create, REPAIRS)]  # type: ignore[list-item]
+    if learned is not None and not is_random(job.data):
+        _add_repairs(job)
     try:
         full = job.settled_plan(ranges, plan_only=False)
         if not any(True for _ in full.quantized()):
@@ -177,6 +178,14 @@ def search(job: Job, goal: Goal, ranges: Ranges | str | Path | None) -> Searched
         return _Search(job, goal, full, learned or judged_on, judged_on).run()
     finally:
         job.feeds = every
+
+
+def _add_repairs(job: Job) -> None:
+    """A goal takes its time: what a recipe has, or `--passes` adds, in full is left as it is."""
+    if job.effort is LIGHT or not any(item.learns or item.weighs for item in job.repairs):
+        there = {item.name for item in job.repairs}
+        job.effort = FULL
+        job.repairs += [registry.create(name) for name in REPAIRS if name not in there]  # type: ignore[misc]
 
 
 def _samples(job: Job, goal: Goal, ranges: Any) -> tuple[Samples | None, Samples]:

@@ -52,19 +52,20 @@ def compensated(weight: Array, gram: Array, rounded: Round, damp: float) -> NDAr
     order = np.argsort(-np.diag(held), kind="stable")
     upper = np.linalg.cholesky(np.linalg.inv(held[np.ix_(order, order)])).T
     upper = _settled(upper / np.diag(upper)[:, None])
-    work = weight.astype(np.float64)[:, order]
+    # Columns lie in one piece each: they are what is worked on.
+    work = np.ascontiguousarray(weight.T[order], np.float64)
     done = np.empty_like(work, np.float32)
-    for start in range(0, work.shape[1], _BLOCK):
-        stop = min(start + _BLOCK, work.shape[1])
-        errors = np.empty((len(work), stop - start))
+    for start in range(0, len(work), _BLOCK):
+        stop = min(start + _BLOCK, len(work))
+        errors = np.empty((stop - start, work.shape[1]))
         for at in range(start, stop):
             column = order[at]
-            done[:, at] = rounded(work[:, at : at + 1].astype(np.float32), slice(column, column + 1))[:, 0]
-            errors[:, at - start] = error = work[:, at] - done[:, at]
-            work[:, at + 1 : stop] -= error[:, None] * upper[at, at + 1 : stop]
-        work[:, stop:] = _settled(work[:, stop:] - errors @ upper[start:stop, stop:])
-    back = np.empty_like(done)
-    back[:, order] = done
+            done[at] = rounded(work[at].astype(np.float32)[:, None], slice(column, column + 1))[:, 0]
+            errors[at - start] = error = work[at] - done[at]
+            work[at + 1 : stop] -= upper[at, at + 1 : stop, None] * error
+        work[stop:] = _settled(work[stop:] - upper[start:stop, stop:].T @ errors)
+    back = np.empty(done.shape[::-1], np.float32)
+    back[:, order] = done.T
     return back
 
 

@@ -97,6 +97,7 @@ _MOST = 256
 def _plan(model: Any, asked: Options, recipe: str, target: str, feeds: tuple[Feeds, ...]) -> Prepared:
     job = Job(asked, list(feeds), Reading())
     job.open(model, recipe, target, None, None, None)
+    job.repairs = []  # what they find would be in the way of one that is tested
     ctx = replace(job.ctx, plan=job.settled_plan(None, plan_only=False))
     made = job.normalized.model
     return Prepared(made, ctx, job.pipeline, made.clone(), feeds, job.shapes or {})

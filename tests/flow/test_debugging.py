@@ -24,19 +24,10 @@ from fp8graph.flow.job import Job
 from fp8graph.flow.judging import carried_out
 from fp8graph.search.units import keep
 from fp8graph.testing.models import corpus
-from tests.small import feeds, model, refused
+from tests.small import chain, feeds, model, refused
 
 WHY = Reason("FG238", "test", "test")
-CHAIN = """(float[4,32] x, float[32,32] w_a, float[32,32] w_b, float[32,32] w_c, float[32,32] w_d)
-    => (float[4,32] y) {
-    a = MatMul(x, w_a)
-    ra = Relu(a)
-    b = MatMul(ra, w_b)
-    rb = Relu(b)
-    c = MatMul(rb, w_c)
-    rc = Relu(c)
-    y = MatMul(rc, w_d)
-}"""
+CHAIN = chain(4, 32, 32, 32, 32, 32)
 # Bad while one of the ops that are named reads what a DequantizeLinear gives.
 JUDGE = """
 import sys, onnx

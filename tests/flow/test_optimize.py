@@ -70,9 +70,9 @@ def test_the_file_holds_what_the_plan_says(made):
     )
 
 
-def test_exactly_two_files_are_written_and_they_are_those_listed(made):
+def test_exactly_the_model_and_its_plan_are_written_and_they_are_those_listed(made):
     assert contents(made.out.parent) == {Path(file.path).name: file.sha256 for file in made.done.files}
-    assert set(contents(made.out.parent)) == {"out.onnx", "out.onnx.plan.json"}
+    assert set(contents(made.out.parent)) == {"out.onnx", "out.onnx.plan.json", "out.onnx.plan.safetensors"}
     for file in made.done.files:
         assert Path(file.path).stat().st_size == file.bytes
     assert made.done.model == made.out
@@ -189,5 +189,5 @@ def test_what_an_earlier_result_left_beside_the_output_goes(tmp_path, digits, ca
     fp8graph.optimize(digits / "cnn.onnx", external_data_size_threshold=1024, passes="balance-rounding", **asked)
     beside = {".data", ".plan.json", ".plan.safetensors"}
     assert {path.name.removeprefix(out.name) for path in tmp_path.iterdir()} == {"", *beside}
-    fp8graph.optimize(digits / "cnn.onnx", **asked)
+    fp8graph.optimize(digits / "cnn.onnx", recipe="fp8-amax", **asked)
     assert {path.name.removeprefix(out.name) for path in tmp_path.iterdir()} == {"", ".plan.json"}

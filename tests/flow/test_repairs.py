@@ -123,11 +123,24 @@ def test_the_same_bytes_in_another_process_whatever_hash_seed_and_threads(saved,
     assert contents(tmp_path) == contents(saved / "out")
 
 
-@pytest.mark.parametrize("name", REPAIRS)
-def test_what_was_found_for_other_weights_is_refused(name):
-    plan = optimized(network(SEED), name).plan
-    with refused(InputError, "FG110", name, "another weight", "make a plan for these weights"):
+def test_terms_that_were_found_for_other_weights_are_refused():
+    plan = optimized(network(SEED), "split-terms").plan
+    with refused(InputError, "FG110", "split-terms", "another weight", "make a plan for these weights"):
         fp8graph.optimize(network(SEED + 1), plan=plan)
+
+
+def test_codes_and_biases_for_one_other_weight_are_left_out_and_the_others_stay():
+    plan = optimized(network(SEED), *REPAIRS[1:]).plan
+    proto = onnx.ModelProto()
+    proto.CopyFrom(network(SEED))
+    (weight,) = [item for item in proto.graph.initializer if item.name == "w_b"]
+    weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * np.float32(1.1), "w_b"))
+    done = fp8graph.optimize(proto, plan=plan)
+    (said,) = [item for item in done.findings if item.code == "FG248"]
+    assert said.severity == "warning" and "left out for 1 ops" in said.text
+    found = {key for key, op in done.plan.ops.items() if op.adjust}
+    assert found == {key for key, op in plan.ops.items() if op.adjust} - {"b"}
+    assert set(done.plan.arrays) == {item.value.name for op in done.plan.ops.values() for item in op.adjust}
 
 
 def test_arrays_that_are_not_the_plans_are_refused(saved, tmp_path):

@@ -16,6 +16,7 @@ from onnx import numpy_helper
 
 import fp8graph
 from fp8graph.base.errors import InputError, UsageError
+from fp8graph.data import recipe as recipes
 from fp8graph.data.plan import Plan, Profile
 from tests.small import contents, feeds, model, refused, sha
 
@@ -58,8 +59,14 @@ def test_ranges_observed_before_give_the_same_bytes_as_data(tmp_path, made, cali
     ranges = fp8graph.calibrate(made.source, data=calibration, target="tensorrt-rtx:sm89", output=tmp_path / "r.json")
     out = tmp_path / "out" / "out.onnx"
     out.parent.mkdir()
-    done = fp8graph.optimize(made.source, ranges=tmp_path / "r.json", target="tensorrt-rtx:sm89", output=out)
+    how = {"ranges": tmp_path / "r.json", "target": "tensorrt-rtx:sm89"}
+    fp8graph.optimize(made.source, data=calibration, compare=False, output=out, **how)
     assert contents(out.parent) == contents(made.out.parent)
+    # Alone they give what is learned of no samples.
+    bare = replace(recipes.load("fp8-default"), repairs=())
+    done = fp8graph.optimize(made.source, recipe=bare, **how)
+    plain = fp8graph.optimize(made.source, data=calibration, recipe=bare, target=how["target"], compare=False)
+    assert done.plan == plain.plan and done.model == plain.model
     assert done.comparison is None and ranges.ranges.samples == 256
 
 
@@ -109,7 +116,11 @@ def fine_tuned(path: Path, to: Path) -> Path:
 def test_a_plan_survives_fine_tuning(tmp_path, made):
     other = fine_tuned(made.source, tmp_path / "tuned.onnx")
     done = fp8graph.optimize(other, plan=made.plan, output=tmp_path / "out.onnx")
-    assert done.plan == made.done.plan and done.planned == made.done.planned
+    old = {key: replace(op, adjust=()) for key, op in made.done.plan.ops.items()}
+    assert replace(done.plan, arrays={}) == replace(made.done.plan, ops=old, arrays={})
+    assert done.planned == made.done.planned
+    (said,) = [item for item in done.findings if item.code == "FG248"]
+    assert said.severity == "warning" and "left out" in said.text and "--data" in said.do
     assert sha(tmp_path / "out.onnx") != sha(made.out)
     before, after = (onnx.load(str(path)).graph for path in (made.out, tmp_path / "out.onnx"))
     assert [node.op_type for node in before.node] == [node.op_type for node in after.node]
@@ -118,6 +129,19 @@ def test_a_plan_survives_fine_tuning(tmp_path, made):
     changed = {name for name in scales if not np.array_equal(scales[name], moved[name])}
     observed = {f"{q.value}_scale" for q in made.done.plan.quants() if q.scale.origin != "computed"}
     assert changed and not changed & observed  # scales of weights are derived anew, those of data stay
+    assert {path.name for path in tmp_path.iterdir()} == {"tuned.onnx", "out.onnx", "out.onnx.plan.json"}
+
+
+def test_what_repairs_have_found_is_found_anew_for_a_model_that_was_trained_on(tmp_path, made, calibration):
+    other = fine_tuned(made.source, tmp_path / "tuned.onnx")
+    done = fp8graph.optimize(other, plan=made.plan, data=calibration, compare=False)
+    before = {key: [item.kind for item in op.adjust] for key, op in made.done.plan.ops.items()}
+    assert {key: [item.kind for item in op.adjust] for key, op in done.plan.ops.items()} == before
+    assert ["found anew" in item.text for item in done.findings if item.code == "FG248"] == [True]
+    plain = fp8graph.optimize(other, plan=made.plan)
+    new, old = (fp8graph.compare(other, each.model, data=calibration, samples=64) for each in (done, plain))
+    name = next(iter(new.outputs))
+    assert new.outputs[name].sqnr_db > old.outputs[name].sqnr_db
 
 
 def test_a_plan_of_another_model_is_refused_and_says_what_differs(tmp_path, digits, made):
@@ -191,6 +215,7 @@ def test_a_plan_edited_by_hand_is_carried_out_as_it_says(tmp_path, made):
     op["do"], op["why"] = "keep", {"code": "FG203", "by": "me", "text": "by hand"}
     del op["inputs"]
     (tmp_path / "p.json").write_text(json.dumps(document))
+    (tmp_path / "p.safetensors").write_bytes(made.plan.with_suffix(".safetensors").read_bytes())
     done = fp8graph.optimize(made.source, plan=tmp_path / "p.json")
     assert done.planned == made.done.planned - 1 and done.plan.ops[key].why.text == "by hand"
 
@@ -247,7 +272,7 @@ def test_a_plan_made_alone_is_carried_out_in_its_place(tmp_path, digits, calibra
     plan = tmp_path / "cnn.fp8.onnx.plan.json"
     done = fp8graph.optimize(digits / "cnn.onnx", output=out, plan=plan, data=calibration, compare=False)
     assert done.plan.settled
-    assert sorted(path.name for path in tmp_path.iterdir()) == [out.name, plan.name]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [out.name, plan.name, "cnn.fp8.onnx.plan.safetensors"]
 
 
 @pytest.mark.parametrize("how", ["data", "ranges"])

@@ -15,19 +15,10 @@ from fp8graph.base.errors import InputError, Interrupted
 from fp8graph.calibrate.samples import Samples
 from fp8graph.cli.main import main
 from fp8graph.data.plan import Plan
-from tests.small import feeds, model, refused
+from tests.small import chain, feeds, model, refused
 
 # `a` costs much for little arithmetic: it is small, and everything goes through it.
-MIXED = """(float[4,16] x, float[16,32] w_a, float[32,64] w_b, float[64,64] w_c, float[64,32] w_d)
-    => (float[4,32] y) {
-    a = MatMul(x, w_a)
-    ra = Relu(a)
-    b = MatMul(ra, w_b)
-    rb = Relu(b)
-    c = MatMul(rb, w_c)
-    rc = Relu(c)
-    y = MatMul(rc, w_d)
-}"""
+MIXED = chain(4, 16, 32, 64, 64, 32)
 
 
 @pytest.fixture

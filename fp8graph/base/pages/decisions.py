@@ -296,10 +296,10 @@ CODES = (
     Code(
         "FG240",
         "repairs were left out",
-        "The recipe names repairs that learn from data, and there are no samples (or random ones): ranges alone do "
-        "not do.",
-        "They solve for what the model computes on real inputs.",
-        "Give --data FILE, or a plan that holds what they have found (--plan).",
+        "The recipe names repairs that learn from data, and there are no samples (or random ones; ranges alone do "
+        'not do), or, with learn = "light", fewer than eight feeds.',
+        "They solve for what the model computes on real inputs, and samples held back tell whether they have helped.",
+        "Give --data FILE, more of it, or a smaller --batch; or a plan that holds what they have found (--plan).",
     ),
     Code(
         "FG241",
@@ -347,6 +347,22 @@ CODES = (
         "leaves no tensor under the name that it had; or the samples are so few that one had to do for each operator.",
         "Noise of one sample is a rough guide, and an operator that was not measured counts as one that costs nothing.",
         "Give more samples; measure with --target reference, which keeps all forms; or sensitivity --exact.",
+    ),
+    Code(
+        "FG247",
+        "repairs left operators out",
+        'The recipe has repairs learn in little time (learn = "light"): of operators with wide weights, whose '
+        "solving takes the longest, they do not learn; where those are more than half, of none.",
+        "Solving for a weight takes time with the third power of how many inputs an output sums over.",
+        "Name the repairs (--passes reconstruct-weights,correct-bias), or --recipe fp8-full: then all are solved for.",
+    ),
+    Code(
+        "FG248",
+        "codes and biases of the plan were found for other weights",
+        "The model has the plan's structure, and other weights: it was trained on. What repairs have found for the old "
+        "ones is left out, or, with samples, found anew for all operators.",
+        "Codes and biases are about the very weights that they were solved for. Scales of weights are derived anew.",
+        "Give --data with --plan, so that they are found anew; or nothing: the plan is whole without them.",
     ),
     Code(
         "FG232",
