@@ -29,6 +29,14 @@ TWO = """(float[2,32] x, float[32,32] w_a, float[32,32] w_b) => (float[2,32] y) 
     y = MatMul(r, w_b)
 }"""
 TWO_OPEN = TWO.replace("float[2,", "float[n,")
+# A product in each branch of an If.
+BRANCHES = """(bool[1] c, float[2,8] x, float[8,8] w) => (float[2,8] y) {
+    k = Squeeze(c)
+    y = If (k) <
+        then_branch = a () => (float[2,8] t) { s = Relu(x)  t = MatMul(s, w) },
+        else_branch = b () => (float[2,8] t) { s = Neg(x)  t = MatMul(s, w) }
+    >
+}"""
 # Four convolutions: `f` and `g` are concatenated, and `g` has a reader of its own.
 CONCAT = """(float[1,16,8,8] x, float[16,16,3,3] w_a, float[16,16,3,3] w_b, float[16,32,3,3] w_c, float[16,16,3,3] w_d)
     => (float[1,16,8,8] y, float[1,16,8,8] z) {

@@ -52,6 +52,7 @@ class Effort:
     rows      of each operand at most, where `ROWS_A_COLUMN` for each of its columns are fewer
     work      multiply-accumulates that moments and solving may take for the whole model, by an estimate
     bytes     that tensors of all samples may hold between two pieces of the model, by an estimate
+    nodes     that may be gone through: those of the model for each op that is learned for
     """
 
     samples: int
@@ -59,6 +60,7 @@ class Effort:
     rows: int
     work: float = math.inf
     bytes: float = math.inf
+    nodes: float = math.inf
 
     def samples_of(self, ranges: Ranges | None) -> int:
         """How many samples are learned from: four at least, so that one can be held back."""
@@ -85,12 +87,14 @@ class Effort:
                 sums = 2.0 * _rows(self.rows, columns) * columns**2
                 costs.append((groups * (sums + 6.0 * columns**3) + 8.0 * channels * columns**2, place.key))
         costs.sort()
+        if len(costs) * sum(1 for _ in walk.walk(model)) > self.nodes:
+            return {key for _, key in costs}
         total = list(accumulate(cost for cost, _ in costs))
         return {key for sofar, (_, key) in zip(total, costs, strict=True) if sofar > self.work}
 
 
 # Of more than FULL little more is learned. LIGHT takes some seconds, about as long as calibrating a CNN.
-FULL, LIGHT = Effort(256, 128, 32768), Effort(64, 32, 8192, 2e11, 2**28)
+FULL, LIGHT = Effort(256, 128, 32768), Effort(64, 32, 8192, 1e11, 2**28, 1e5)
 
 
 @dataclass(frozen=True)

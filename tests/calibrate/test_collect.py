@@ -21,7 +21,7 @@ from fp8graph.data.plan import Profile
 from fp8graph.graph.load import load
 from fp8graph.graph.stages import Normalized
 from fp8graph.numerics.ranges import Ranges, Stat
-from tests.small import feeds, model
+from tests.small import BRANCHES, feeds, model
 
 singles = st.floats(allow_nan=False, allow_infinity=False, width=32)
 pairs = st.tuples(singles, singles).map(sorted)
@@ -152,15 +152,6 @@ def test_seven_parts_merged_equal_one_run():
 def test_sets_of_equal_size_in_any_order_give_equal_ranges():
     proto, data = model(TEXT), feeds(model(TEXT), 9)
     assert spelt(observed(proto, ["h"], data)) == spelt(observed(proto, ["h"], data[::-1]))
-
-
-BRANCHES = """(bool[1] c, float[2,8] x, float[8,8] w) => (float[2,8] y) {
-    k = Squeeze(c)
-    y = If (k) <
-        then_branch = a () => (float[2,8] t) { s = Relu(x)  t = MatMul(s, w) },
-        else_branch = b () => (float[2,8] t) { s = Neg(x)  t = MatMul(s, w) }
-    >
-}"""
 
 
 def test_a_branch_that_was_not_taken_has_no_range():

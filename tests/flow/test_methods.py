@@ -14,7 +14,7 @@ import fp8graph
 from fp8graph.base.errors import InputError, Interrupted, UsageError
 from fp8graph.cli.main import main
 from fp8graph.numerics.ranges import Need, Ranges
-from tests.small import contents, feeds, model, refused
+from tests.small import BRANCHES, contents, feeds, model, refused
 
 TEXT = """(float[n,32] x, float[32,32] w, float[32,16] w_b) => (float[n,16] y) {
     h = MatMul(x, w) r = Relu(h) y = MatMul(r, w_b)
@@ -151,15 +151,6 @@ def test_damaged_counts_are_refused(place, spoil):
     with pytest.raises(InputError) as raised:
         fp8graph.optimize("m.onnx", ranges="r.json")
     assert raised.value.code in ("FG111", "FG105")
-
-
-BRANCHES = """(bool[1] c, float[2,8] x, float[8,8] w) => (float[2,8] y) {
-    k = Squeeze(c)
-    y = If (k) <
-        then_branch = a () => (float[2,8] t) { s = Relu(x)  t = MatMul(s, w) },
-        else_branch = b () => (float[2,8] t) { s = Neg(x)  t = MatMul(s, w) }
-    >
-}"""
 
 
 def test_in_a_body_only_extremes_are_known_and_the_plan_says_so():
