@@ -67,6 +67,11 @@ class Samples:
 
         return part(back=False), part(back=True)
 
+    def first(self, number: int) -> Samples:
+        """The first samples, `number` at most."""
+        count = None if self.count is None else min(number, self.count)
+        return Samples(self.label, lambda: itertools.islice(self.read(), number), count)
+
     def behind(self, done: int) -> Samples:
         """The samples that follow the first `done`, which may be none."""
         left = None if self.count is None else max(0, self.count - done)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, islice
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -125,7 +125,7 @@ class Learning:
     ) -> None:
         self._normalized, self._pipeline, self._ctx = normalized, pipeline, ctx
         self._rows, self._left_out = effort.rows, left_out
-        samples = [dict(feed) for feed in islice(feeds, effort.samples_of(ctx.ranges))]
+        samples = [dict(feed) for feed in feeds.first(effort.samples_of(ctx.ranges))]
         how = reading.libraries, reading.providers
         self._original, self._planned = Steps(list(samples), *how), Steps(list(samples), *how)
         self._count = len(samples)

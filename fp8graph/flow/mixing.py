@@ -18,7 +18,6 @@ from fp8graph.data.plan import CAME, PAIR, Decision, OpKey, Plan, Reason
 from fp8graph.engines.sizes import op_sizes
 from fp8graph.flow.judging import Metric
 from fp8graph.flow.sensing import sense
-from fp8graph.flow.weighing import first
 from fp8graph.numerics.ranges import Ranges
 from fp8graph.search.units import units_of
 
@@ -109,7 +108,7 @@ def _wanted(op: Decision) -> bool:
 
 def _way(job: Job, plan: Plan) -> _Way:
     assert job.feeds is not None
-    ranking, _ = sense(job, plan, first(job.feeds, _SENSED), Metric())
+    ranking, _ = sense(job, plan, job.feeds.first(_SENSED), Metric())
     return _Way(plan, {cost.key: cost.total for cost in ranking.costs})
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,7 +44,7 @@ def _powers(job: Job, wanted: Sequence[Need], feeds: Samples) -> Mapping[str, Ar
     axes = {need.tensor: need.axis for need in wanted if need.axis is not None and need.tensor in here}
     if not axes:
         return {}
-    steps = Steps([dict(feed) for feed in islice(feeds, _LOOKED)], job.reading.libraries, job.reading.providers)
+    steps = Steps([dict(feed) for feed in feeds.first(_LOOKED)], job.reading.libraries, job.reading.providers)
     count = len(steps.left)
     steps.prepare(model, list(axes), [])
 

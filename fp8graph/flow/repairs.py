@@ -19,7 +19,7 @@ from fp8graph.data.plan import Adjust, OpKey, Plan
 from fp8graph.flow.judging import Judge
 from fp8graph.flow.learning import FULL, LIGHT, Learning
 from fp8graph.flow.moving import moved
-from fp8graph.flow.weighing import first, weigh
+from fp8graph.flow.weighing import weigh
 from fp8graph.graph import tensors, walk
 from fp8graph.numerics import sidecar
 
@@ -53,7 +53,7 @@ def repaired(job: Job, plan: Plan, facts: Facts) -> Plan:
     if samples is None:
         return repairing.repair(plan, job.normalized, plain, job.ctx, facts)
     learned, held = samples
-    judge = Judge(job, first(held, job.effort.judged))
+    judge = Judge(job, held.first(job.effort.judged))
     for kind in kinds:
         if kind:
             plan = _helped(job, plan, kind, learned, judge, facts)

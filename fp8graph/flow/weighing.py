@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,17 +28,11 @@ _SENSED, _LOOKED = 64, 16
 
 def weigh(job: Job, plan: Plan, feeds: Samples) -> Weighed:
     """What each operand of a settled plan costs, measured on the first samples."""
-    ranking, _ = sense(job, plan, first(feeds, _SENSED), Metric(), operands=True)
+    ranking, _ = sense(job, plan, feeds.first(_SENSED), Metric(), operands=True)
     costs = {(cost.key, slot): part for cost in ranking.costs for slot, part in cost.parts.items()}
     # Where an op was switched as a whole, nothing is known of its parts.
-    noises, macs = _looked(job, plan, first(feeds, _LOOKED))
+    noises, macs = _looked(job, plan, feeds.first(_LOOKED))
     return Weighed(costs, noises, macs)
-
-
-def first(feeds: Samples, number: int) -> Samples:
-    """The first samples."""
-    count = None if feeds.count is None else min(number, feeds.count)
-    return Samples(feeds.label, lambda: itertools.islice(iter(feeds), number), count)
 
 
 def _looked(job: Job, plan: Plan, feeds: Samples) -> tuple[dict[tuple[OpKey, int], Array], dict[OpKey, float]]:

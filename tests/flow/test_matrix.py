@@ -160,7 +160,7 @@ def test_every_recipe_has_its_cells():
 
 @pytest.mark.parametrize(("model", "recipe", "target", "expected"), list(cells()))
 def test_every_cell_is_as_written_down(model, recipe, target, expected, data, tmp_path):
-    # Repairs learn of eight samples and more: two recipes, the one that is the default and the one with all of them, do.
+    # Repairs learn of eight samples and more: those of the default recipe and of the one that has all of them do.
     count = 16 if recipe in ("fp8-default", "fp8-full") else 4
     feeds, out = {name: array[:count] for name, array in data(model).items()}, tmp_path / "m.onnx"
     computes = target in ("reference", "onnxruntime")
