@@ -53,6 +53,7 @@ class Effort:
     work      multiply-accumulates that moments and solving may take for the whole model, by an estimate
     bytes     that tensors of all samples may hold between two pieces of the model, by an estimate
     nodes     that may be gone through: those of the model for each op that is learned for
+    weights   that the model's products may hold: of a large model learning is seldom done in a few seconds
     """
 
     samples: int
@@ -61,6 +62,7 @@ class Effort:
     work: float = math.inf
     bytes: float = math.inf
     nodes: float = math.inf
+    weights: float = math.inf
 
     def samples_of(self, ranges: Ranges | None) -> int:
         """How many samples are learned from: four at least, so that one can be held back."""
@@ -73,28 +75,27 @@ class Effort:
     def left_out(self, model: ir.Model, plan: Plan) -> set[OpKey]:
         """Ops of the main graph that learning of all would take too long with: those that take the longest."""
         costs: list[tuple[float, OpKey]] = []
+        weights = 0
         for place in walk.walk(model):
             product = product_of(place.node) if not place.scope else None
             decision = plan.ops.get(place.key)
             if product is not None and decision is not None and decision.do == "quantize":
                 shape = tensors.dims(place.node.inputs[product.weight])
                 sizes = [size or 1 for size in shape or (1,)]
-                channels, columns, groups = (
-                    sizes[product.out],
-                    math.prod(sizes) // sizes[product.out],
-                    product.window.groups,
-                )
+                channels, groups = sizes[product.out], product.window.groups
+                columns = math.prod(sizes) // channels
+                weights += channels * columns
                 sums = 2.0 * _rows(self.rows, columns) * columns**2
                 costs.append((groups * (sums + 6.0 * columns**3) + 8.0 * channels * columns**2, place.key))
         costs.sort()
-        if len(costs) * sum(1 for _ in walk.walk(model)) > self.nodes:
+        if weights > self.weights or len(costs) * sum(1 for _ in walk.walk(model)) > self.nodes:
             return {key for _, key in costs}
         total = list(accumulate(cost for cost, _ in costs))
         return {key for sofar, (_, key) in zip(total, costs, strict=True) if sofar > self.work}
 
 
 # Of more than FULL little more is learned. LIGHT takes some seconds, about as long as calibrating a CNN.
-FULL, LIGHT = Effort(256, 128, 32768), Effort(64, 32, 8192, 1e11, 2**28, 1e5)
+FULL, LIGHT = Effort(256, 128, 32768), Effort(64, 32, 8192, 1e11, 2**28, 1e5, 2**24)
 
 
 @dataclass(frozen=True)

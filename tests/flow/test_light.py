@@ -72,6 +72,12 @@ def test_wide_weights_are_left_out_and_it_is_said(columns, y, solved, count):
     assert not told if count is None else [count in text for text in told] == [True]
 
 
+def test_of_a_large_model_nothing_is_learned():
+    proto = model("(float[n,64] x, float[64,300000] w) => (float[n,300000] y) { y = MatMul(x, w) }")
+    done = fp8graph.optimize(proto, data=rows(64, 9), **{**HOW, "batch": 1})
+    assert not found(done) and ["1 of 1" in text for text in said(done, "FG247")] == [True]
+
+
 @pytest.mark.slow
 def test_repairs_that_are_named_leave_nothing_out():
     proto = model(BARE.format(k=3200, y="MatMul(h, w_b)"))

@@ -352,8 +352,8 @@ CODES = (
         "FG247",
         "repairs left operators out",
         'The recipe has repairs learn in little time (learn = "light"): of operators with wide weights, whose '
-        "solving takes the longest, they do not learn; where those are more than half, or the graph is very long, they "
-        "learn of none.",
+        "solving takes the longest, they do not learn; where those are more than half, or the model is large (more "
+        "than 2^24 weights, or a very long graph), they learn of none.",
         "Solving for a weight takes time with the third power of how many inputs an output sums over.",
         "Name the repairs (--passes reconstruct-weights,correct-bias), or --recipe fp8-full: then all are solved for.",
     ),
