@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 import onnx_ir as ir
 
-from fp8graph.graph import edit, walk
+from fp8graph.graph import edit, tensors, walk
 from fp8graph.runners.base import Runner
 from fp8graph.runners.reference import reference
 
@@ -47,8 +47,14 @@ class Steps:
 
         Consumes `model`, whose names are those of the pieces before.
         """
-        have = set(self.left[0]) if self.left else set()
         values = {value.name: value for value in walk.values(model.graph) if value.name}
+        have = {name for left in self.left for name in left}
+        for name in have if self._runner is None else ():  # an input with a value of its own may be fed now and then
+            default = model.graph.initializers.get(name)
+            if default is not None:
+                array = tensors.read(default)
+                for left in self.left:
+                    left.setdefault(name, array)
         inside, found = _behind([values[name] for name in wanted], lambda value: value.name in have)
         made = {output for node in inside for output in node.outputs}
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import onnx_ir as ir
 
 from fp8graph import formats
@@ -66,7 +67,8 @@ def _bias(place: walk.Place, plain: ir.Node, item: Adjust, arrays: Mapping[str, 
     kind = held.dtype.numpy()
     if (tensors.read(came).astype(kind) != tensors.read(held)).any():
         return False  # a factor was folded into it
-    return _placed(place.node, 2, held, sidecar.fetch(arrays, item.value).astype(kind), names)
+    better = tensors.read(held).astype(np.float32) + sidecar.fetch(arrays, item.value)
+    return _placed(place.node, 2, held, better.astype(kind), names)
 
 
 def _placed(node: ir.Node, slot: int, held: ir.Value, array: Array, names: edit.Names) -> bool:

@@ -14,7 +14,7 @@ from fp8graph.core.contract import holding, sequence_of
 from fp8graph.core.facts import Facts
 from fp8graph.core.passes import Offer, Repair
 from fp8graph.core.products import product_of
-from fp8graph.data.plan import Adjust, Decision, OpKey, Plan
+from fp8graph.data.plan import Adjust, Decision, OpKey, Plan, quant_digest
 from fp8graph.graph import tensors, walk
 from fp8graph.graph.stages import Normalized
 from fp8graph.numerics.moments import Moments
@@ -183,5 +183,5 @@ def _solved(
         if (str(array.dtype), tuple(array.shape)) != (adjust.value.dtype, adjust.value.shape):
             raise PassContractError(f"the repair {item.name} refers to another array than it hands over", code="FG901")
         arrays[adjust.value.name] = array
-        found.append(adjust)
+        found.append(replace(adjust, quant=quant_digest(decision.inputs.get(adjust.slot))))
     return replace(decision, adjust=(*decision.adjust, *found))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from fp8graph import formats
+from fp8graph.base import canon
 from fp8graph.base.canon import nearest_float32, shortest_float32
 from fp8graph.base.errors import UsageError
 from fp8graph.data.arrayref import ArrayRef
@@ -105,11 +106,12 @@ class Adjust:
     """What a repair has found for one operand, as an array of the plan's sidecar.
 
     kind    `codes`: the rounded weight itself; `channels`: powers of two that the channels of the operand are divided
-            by, and its weight is multiplied by; `terms`: channels that are in two FP8 terms; `bias`: another bias.
-            `split` (outlier channels) is reserved.
+            by, and its weight is multiplied by; `terms`: channels that are in two FP8 terms; `bias`: float32, what is
+            added to the bias. `split` (outlier channels) is reserved.
     slot    input slot of the operand
     rule    the repair that found it
     weight  digest of the weight it was solved for: on another weight it is refused
+    quant   digest of how that weight was quantized then, `quant_digest`; planning fills it in
     """
 
     kind: AdjustKind
@@ -117,10 +119,16 @@ class Adjust:
     rule: str
     value: ArrayRef
     weight: str
+    quant: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(AdjustKind):
             raise ValueError(f"unknown adjustment '{self.kind}'")
+
+
+def quant_digest(quant: Quant | None) -> str:
+    """Digest of all that says how one operand is rounded; empty for one that is not."""
+    return "" if quant is None else canon.digest(_quant_to_json(quant)).removeprefix("sha256:")[:16]
 
 
 @dataclass(frozen=True)
@@ -317,12 +325,14 @@ def _cache_from_json(item: Mapping[str, Any]) -> Cache:
 
 def _adjust_to_json(adjust: Adjust) -> dict[str, Any]:
     item = {"kind": adjust.kind, "slot": adjust.slot, "rule": adjust.rule, "weight": adjust.weight}
-    return {**item, "value": adjust.value.to_json()}
+    return {**item, **({"quant": adjust.quant} if adjust.quant else {}), "value": adjust.value.to_json()}
 
 
 def _adjust_from_json(item: Mapping[str, Any]) -> Adjust:
     value = ArrayRef.from_json(item["value"])
-    return Adjust(item["kind"], int(item["slot"]), str(item["rule"]), value, str(item["weight"]))
+    return Adjust(
+        item["kind"], int(item["slot"]), str(item["rule"]), value, str(item["weight"]), str(item.get("quant", ""))
+    )
 
 
 def _quant_to_json(quant: Quant) -> dict[str, Any]:

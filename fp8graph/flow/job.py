@@ -29,7 +29,7 @@ from fp8graph.core.settle import needs, settle
 from fp8graph.data import recipe as recipes
 from fp8graph.data import target as targets
 from fp8graph.data.comparison import Comparison, DefaultSession
-from fp8graph.data.plan import ARRAYS_SUFFIX, PLAN_SUFFIX, Plan, Shapes
+from fp8graph.data.plan import ARRAYS_SUFFIX, PLAN_SUFFIX, OpKey, Plan, Shapes
 from fp8graph.flow import asked, given, mixing
 from fp8graph.flow.feeding import Reading
 from fp8graph.flow.gathering import Gathering
@@ -103,7 +103,7 @@ class Job:
         self.feeds: Samples | None = None
         self.clock = Clock()
         self.default: DefaultSession | None = None
-        self.solve_again = False
+        self.stale: set[OpKey] = set()
         self._facts: tuple[Shapes, Facts] | None = None
         self._moved: tuple[Plan, Normalized] | None = None
 
@@ -296,7 +296,7 @@ class Job:
         plan = self.plan()
         wanted = self.wanted(plan)
         if not wanted and self.given is not None and self.given.data:
-            return self.repaired(plan) if self.solve_again else plan
+            return self.repaired(plan) if self.stale else plan
         if plan_only and seen is None and self.feeds is None:
             return plan
         if not wanted or (plan.settled and seen is None and self.feeds is None):

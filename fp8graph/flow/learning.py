@@ -39,6 +39,8 @@ _HELD_BACK = 4
 _JOINED = 4096
 # Tensors that are held at once at most, as a guess; of the original and of the quantized model; bytes of an element.
 _AT_ONCE, _MODELS, _FLOAT = 3, 2, 4
+# Samples where nothing is known of their tensors' sizes.
+_UNKNOWN = 16
 # Steps of the whole numbers up to the largest value of an operand.
 _STEPS = float(448 * 512)
 
@@ -66,8 +68,10 @@ class Effort:
 
     def samples_of(self, ranges: Ranges | None) -> int:
         """How many samples are learned from: four at least, so that one can be held back."""
-        if ranges is None or self.bytes == math.inf:
+        if self.bytes == math.inf:
             return self.samples
+        if ranges is None:  # nothing is known of sizes
+            return min(self.samples, _UNKNOWN)
         largest = sorted(stat.count for stat in ranges.values.values())[-_AT_ONCE:]
         each = _MODELS * _FLOAT * sum(largest) / max(ranges.samples, 1)
         return max(_HELD_BACK, min(self.samples, int(self.bytes / max(each, 1.0))))

@@ -132,8 +132,9 @@ def sensitivity(
         check_writable(out, force=force, inputs=[*named, *files_of(data)])
     job = Job(Options(high_precision_dtype=high_precision_dtype), data, how, progress=progress)
     job.open(model, recipe, target, plan, None, None)
-    if job.effort is LIGHT:
-        job.repairs = []  # what they gain is no op's own, and learning it would take longer than measuring
+    if job.effort is LIGHT and job.given is None:
+        # What they gain is no op's own, and learning it would take longer than measuring.
+        job.repairs = [item for item in job.repairs if not item.learns]
     settled = job.settled_plan(None, plan_only=False)
     if not any(True for _ in settled.quantized()):
         raise nothing_quantized(settled, job)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
@@ -15,9 +16,9 @@ from fp8graph.calibrate.samples import Samples, is_random
 from fp8graph.core import channels, repairing
 from fp8graph.core.facts import Facts, facts_for
 from fp8graph.core.passes import Repair
-from fp8graph.data.plan import Adjust, OpKey, Plan
+from fp8graph.data.plan import Adjust, Decision, OpKey, Plan, quant_digest
 from fp8graph.flow.judging import Judge
-from fp8graph.flow.learning import FULL, LIGHT, Learning
+from fp8graph.flow.learning import LIGHT, Learning
 from fp8graph.flow.moving import moved
 from fp8graph.flow.weighing import weigh
 from fp8graph.graph import tensors, walk
@@ -36,27 +37,25 @@ _SPARE = ("codes", "bias")
 
 
 def repaired(job: Job, plan: Plan, facts: Facts) -> Plan:
-    """The settled plan with what the repairs find; one that holds such findings already is left alone.
+    """The settled plan with what the repairs find; one that holds such findings already is left alone, but for those
+    that were found for other weights (`bound`).
 
     Those that want data are left out where there is none, or noise. Each kind of them stays in where the model, on
     samples that it has not learned from, comes nearer to the original.
     """
+    if job.stale:
+        return _mended(job, plan, facts)
     if any(op.adjust for op in plan.ops.values()):
         return plan
-    plain = [item for item in job.repairs if not (item.moves or item.learns or item.weighs)]
+    plain = _plain(job)
     moving = [item for item in job.repairs if item.moves]
     kinds = [moving, [item for item in job.repairs if item.weighs], [item for item in job.repairs if item.learns]]
-    wanting = [item.name for kind in kinds for item in kind]
-    if not wanting or not any(True for _ in plan.quantized()):
-        return repairing.repair(plan, job.normalized, plain, job.ctx, facts)
-    samples = _samples(job, wanting)
+    samples = _samples(job, kinds) if any(kinds) and any(True for _ in plan.quantized()) else None
     if samples is None:
         return repairing.repair(plan, job.normalized, plain, job.ctx, facts)
-    learned, held = samples
-    judge = Judge(job, held.first(job.effort.judged))
     for kind in kinds:
         if kind:
-            plan = _helped(job, plan, kind, learned, judge, facts)
+            plan = _helped(job, plan, kind, samples, facts)
         if kind is moving:  # what others find of a weight is about the weight as it is then
             there = job.moved(plan)
             about = facts_for(there.model, plan.shapes) if there.moved else facts
@@ -64,45 +63,77 @@ def repaired(job: Job, plan: Plan, facts: Facts) -> Plan:
     return plan
 
 
-def _samples(job: Job, wanting: Sequence[str]) -> tuple[Samples, Samples] | None:
-    """Samples to learn from, and to judge on; None, which is said, where there are none that repairs may learn from."""
+def _plain(job: Job) -> list[Repair]:
+    return [item for item in job.repairs if not (item.moves or item.learns or item.weighs)]
+
+
+@dataclass(frozen=True)
+class _Read:
+    """Samples to learn from, and a judge of what was learned, on others where there are enough."""
+
+    learned: Samples
+    judge: Judge
+
+
+def _samples(job: Job, kinds: Sequence[list[Repair]]) -> _Read | None:
+    """None, which is said, where there are none that repairs may learn from. Kinds that may not are emptied.
+
+    They are read once and held: data may come in another order each time, and what is judged has to be the same.
+    """
+    wanting = [item for kind in kinds for item in kind]
     if job.feeds is None or is_random(job.data):
         # Of what the recipe does in passing it is not said: that random data stands for real is said already.
         light = job.effort is LIGHT and job.feeds is not None
-        lost = [item.name for item in job.repairs if item.name in wanting and not (light and item.learns)]
+        lost = [item.name for item in wanting if not (light and item.learns)]
         if lost:
             job.ctx.note("FG240", "", f"left out for want of samples: {', '.join(lost)}")
         return None
-    learned, held = job.feeds.apart(_HELD_BACK)
-    if (learned.count or 0) >= _HELD_BACK - 1:
-        return learned, held
-    if job.effort is FULL:
-        return job.feeds, job.feeds
-    # What is judged on the samples that it was learned from always seems to help.
-    few = f"{(learned.count or 0) + 1} feeds are fewer than {_HELD_BACK}: {', '.join(wanting)} left out"
-    job.ctx.note("FG240", "", few, do="give more --data, or a smaller --batch")
-    return None
+    learned: list[dict[str, Any]] = []
+    held: list[dict[str, Any]] = []
+    for index, feed in enumerate(job.feeds):
+        part, most = (
+            (held, job.effort.judged) if index % _HELD_BACK == _HELD_BACK - 1 else (learned, job.effort.samples)
+        )
+        if len(part) < most:
+            part.append(dict(feed))
+        if len(held) == job.effort.judged and len(learned) == job.effort.samples:
+            break
+    if not held and job.effort is LIGHT:
+        # What is judged on the samples that it was learned from always seems to help.
+        names = [item.name for item in wanting if item.learns]
+        if names:
+            few = f"{len(learned)} feeds are fewer than {_HELD_BACK}: {', '.join(names)} left out"
+            job.ctx.note("FG240", "", few, do="give more --data, or a smaller --batch")
+        for kind in kinds:
+            kind[:] = [item for item in kind if not item.learns]
+    both = (Samples(job.feeds.label, part.__iter__, len(part)) for part in (learned, held or learned))
+    return _Read(next(both), Judge(job, next(both)))
 
 
-def _helped(job: Job, plan: Plan, kind: Sequence[Repair], feeds: Samples, judge: Judge, facts: Facts) -> Plan:
+def _helped(job: Job, plan: Plan, kind: Sequence[Repair], samples: _Read, facts: Facts) -> Plan:
     """The plan with what repairs of one kind find, where that helps."""
+    names = ", ".join(item.name for item in kind)
+    left_out = job.effort.left_out(job.normalized.model, plan) if kind[0].learns else set()
+    if left_out and not _worth(job, plan, kind, left_out):
+        return plan
+    before = samples.judge.measured(plan).value
+    if before == math.inf:
+        job.ctx.note("FG241", "", f"{names}: not asked, for the outputs are those of the original already")
+        return plan
     notes = Notes()  # what they say of themselves counts where they stay in
     there, ctx = job.moved(plan), replace(job.ctx, notes=notes)
     if kind[0].moves:
-        better = moved(job, ctx, plan, kind, feeds, facts)
+        better = moved(job, ctx, plan, kind, samples.learned, facts)
     else:
         if there.moved and ctx.ranges is not None:
             seen = {**ctx.ranges.values, **channels.peaks(plan, there.model, ctx.ranges)}
             facts, ctx = facts_for(there.model, plan.shapes), replace(ctx, ranges=replace(ctx.ranges, values=seen))
-        left_out = job.effort.left_out(there.model, plan) if kind[0].learns else set()
-        if left_out and not _worth(job, plan, kind, left_out):
-            return plan
-        observe = Learning(there, job.pipeline, ctx, feeds, job.reading, job.effort, left_out)
-        better = repairing.repair(plan, there, kind, ctx, facts, observe, partial(weigh, job, feeds=feeds))
+        observe = Learning(there, job.pipeline, ctx, samples.learned, job.reading, job.effort, left_out)
+        weighed = partial(weigh, job, feeds=samples.learned)
+        better = repairing.repair(plan, there, kind, ctx, facts, observe, weighed)
     if better == plan:
         return plan
-    before, after = judge.measured(plan).value, judge.measured(better).value
-    names = ", ".join(item.name for item in kind)
+    after = samples.judge.measured(better).value
     log.info("%s: %.2f dB -> %.2f dB on samples held back", names, before, after)
     least = _SURE if kind[0].moves else 0.0
     if after > before + least:
@@ -125,40 +156,53 @@ def _worth(job: Job, plan: Plan, kind: Sequence[Repair], left_out: set[OpKey]) -
 
 
 def bound(job: Job, plan: Plan) -> Plan:
-    """A given plan without codes and biases that were found for other weights, as those of a model that was trained on.
+    """A given plan without codes and biases that were found for other weights, as those of a model that was trained on,
+    or for another format, as in a plan that was edited. `job.stale` has the ops.
 
-    They make up for what rounding loses, and the plan is whole without them. Where there are samples all of them are
-    found anew (`job.solve_again`).
+    They make up for what rounding loses: the plan is whole without them, and `repaired` finds them anew where it can.
     """
-    model = job.moved(plan).model
-    nodes = {place.key: place.node for place in walk.walk(model)}
-    stale = {key for key, op in plan.ops.items() if any(_other(nodes[key], item) for item in op.adjust)}
+    nodes = {place.key: place.node for place in walk.walk(job.moved(plan).model)}
+    stale = {key for key, op in plan.ops.items() if any(_other(nodes[key], op, item) for item in op.adjust)}
     if not stale:
         return plan
-    again = job.feeds is not None and not is_random(job.data)
-    gone = set(plan.ops) if again else stale
+    job.stale = stale
     ops = {
-        key: replace(op, adjust=tuple(item for item in op.adjust if item.kind not in _SPARE)) if key in gone else op
+        key: replace(op, adjust=tuple(item for item in op.adjust if item.kind not in _SPARE)) if key in stale else op
         for key, op in plan.ops.items()
     }
     held = [item.value for op in ops.values() for item in op.adjust]
-    job.solve_again = again
-    what = "found anew for all ops" if again else f"left out for {len(stale)} ops"
-    job.ctx.note(
-        "FG248",
-        "",
-        f"codes and biases of the plan were found for other weights: {what}",
-        severity="info" if again else "warning",
-        do="" if again else "give --data, so that they are found anew",
-    )
     return replace(plan, ops=ops, arrays={value.name: sidecar.fetch(plan.arrays, value) for value in held})
 
 
-def _other(node: ir.Node, item: Adjust) -> bool:
-    """Whether a finding that can be left out is about another weight than this."""
-    value = node.inputs[item.slot] if item.kind in _SPARE and item.slot < len(node.inputs) else None
+def _other(node: ir.Node, op: Decision, item: Adjust) -> bool:
+    """Whether a finding that can be left out is about another weight than this, or one that was rounded otherwise."""
+    if item.kind not in _SPARE:
+        return False
+    value = node.inputs[item.slot] if item.slot < len(node.inputs) else None
+    if op.do != "quantize" or (item.quant and item.quant != quant_digest(op.inputs.get(item.slot))):
+        return True
     if value is None or not tensors.is_constant(value):
         return False
     digest = sidecar.weight_digest(tensors.read(value))
     tensors.release(value)
     return digest != item.weight
+
+
+def _mended(job: Job, plan: Plan, facts: Facts) -> Plan:
+    """A given plan that has lost findings, with such as can be found anew; says so."""
+    lost, job.stale = job.stale, set()
+    before, learns = plan, [item for item in job.repairs if item.learns]
+    there = job.moved(plan)
+    about = facts_for(there.model, plan.shapes) if there.moved else facts
+    plan = repairing.repair(plan, there, _plain(job), job.ctx, about)
+    samples = _samples(job, [learns]) if learns and job.feeds is not None and not is_random(job.data) else None
+    if samples is not None and learns:
+        plan = _helped(job, plan, learns, samples, facts)
+    found = {key for key in lost if plan.ops[key].adjust != before.ops[key].adjust}
+    what = f"codes and biases of {len(lost)} ops were found for other weights, or another way to quantize them"
+    if found:
+        job.ctx.note("FG248", "", f"{what}: found anew for {len(found)}")
+    else:
+        do = "give --data, so that they are found anew" if job.feeds is None else ""
+        job.ctx.note("FG248", "", f"{what}: left out", severity="warning", do=do)
+    return plan

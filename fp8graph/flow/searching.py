@@ -21,7 +21,7 @@ from fp8graph.engines.sizes import op_sizes
 from fp8graph.flow import asked
 from fp8graph.flow.given import source_digest
 from fp8graph.flow.judging import Judge, Metric
-from fp8graph.flow.learning import FULL, LIGHT
+from fp8graph.flow.learning import FULL
 from fp8graph.flow.resuming import Both, Leftover
 from fp8graph.flow.sensing import sense
 from fp8graph.numerics.ranges import Ranges
@@ -181,8 +181,9 @@ def search(job: Job, goal: Goal, ranges: Ranges | str | Path | None) -> Searched
 
 
 def _add_repairs(job: Job) -> None:
-    """A goal takes its time: what a recipe has, or `--passes` adds, in full is left as it is."""
-    if job.effort is LIGHT or not any(item.learns or item.weighs for item in job.repairs):
+    """A goal takes its time. A recipe of one's own that has repairs in full is left as it is."""
+    recipe = job.ctx.recipe
+    if recipe.learn == "light" or not (recipe.repairs and any(item.learns or item.weighs for item in job.repairs)):
         there = {item.name for item in job.repairs}
         job.effort = FULL
         job.repairs += [registry.create(name) for name in REPAIRS if name not in there]  # type: ignore[misc]

@@ -5,7 +5,7 @@ What it does   For each Conv and Gemm with a constant bias: the mean error of it
                the bias.
 Why            A mean error passes through every layer behind it, and costs nothing to take away.
 Needs          data
-Codes          none: what it finds are biases in the plan's sidecar
+Codes          none: what it finds are shifts of biases in the plan's sidecar
 Exactness      the bias stays in its type
 """
 
@@ -37,7 +37,7 @@ class CorrectBias(Repair):
     def solve(
         self, op: OpView, decision: Decision, ctx: Context, weights: Callable[[int], Array]
     ) -> Sequence[tuple[Adjust, Array]]:
-        """The bias, float32 [output channels], of a Conv or Gemm that has a constant one of that shape."""
+        """What is added to the bias, float32 [output channels], of a Conv or Gemm with a constant one of that shape."""
         product, moments, bias = product_of(op.node), ctx.moments.get(op.key), op.input(2)
         if product is None or moments is None or bias is None or not tensors.is_constant(bias) or not moments.rows:
             return []
@@ -57,9 +57,11 @@ class CorrectBias(Repair):
         rounded = exact
         if quant is not None:
             form = formats.get(quant.format)
-            found = next((item for item in decision.adjust if item.kind == "codes" and item.slot == slot), None)
+            solved = next((item for item in decision.adjust if item.kind == "codes" and item.slot == slot), None)
             scale = np.asarray(scales_of_weight(exact, quant).effective, np.float32)
-            codes = cast.encode(exact, form, scale, quant.granularity) if found is None else ctx.found[found.value.name]
+            codes = (
+                cast.encode(exact, form, scale, quant.granularity) if solved is None else ctx.found[solved.value.name]
+            )
             rounded = cast.decode(codes, form, scale, quant.granularity)
         rows, kept = product.rows(exact).astype(np.float64), product.rows(rounded).astype(np.float64)
         if held.shape != (len(rows),):
@@ -69,6 +71,7 @@ class CorrectBias(Repair):
         step = len(rows) // groups
         of = np.repeat(np.arange(groups), step)
         shift = np.sum(rows * (mean + lost)[of] - kept * mean[of], axis=1)
-        better = (held + shift).astype(np.float32)
-        reference = sidecar.reference(f"{quant.value if quant else value.name}.bias.{op.key}", better)
-        return [(Adjust("bias", slot, self.name, reference, sidecar.weight_digest(weight)), better)]
+        # Not the bias itself: what is lost does not hang on it, so that one that was trained on stays what it became.
+        found = shift.astype(np.float32)
+        named = sidecar.reference(f"{quant.value if quant else value.name}.bias.{op.key}", found)
+        return [(Adjust("bias", slot, self.name, named, sidecar.weight_digest(weight)), found)]

@@ -116,15 +116,17 @@ class _Insertion:
             edit.replace_input(place.node, at, new)
 
     def _bias(self, place: walk.Place, weight: ir.Value | None, found: Adjust) -> None:
-        """Another bias, in the type of the one that was there."""
+        """What a repair adds to a bias, in the type of the one that was there."""
         bias, graph = place.node.inputs[2], place.graph
         assert bias is not None and isinstance(graph, ir.Graph)
         self._hold_to(weight, found)
-        array = sidecar.fetch(self.arrays, found.value).astype((bias.dtype or ir.DataType.FLOAT).numpy())
+        plain = tensors.read(bias)
+        array = (plain.astype(np.float32) + sidecar.fetch(self.arrays, found.value)).astype(plain.dtype)
         constant = tensors.constant(self.names.fresh(f"{bias.name}_corrected"), array)
         graph.register_initializer(constant)
         edit.replace_input(place.node, 2, constant)
         self.replaced.append(bias)
+        self.changes += 1
 
     def quantize(
         self,

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 
 import fp8graph
@@ -95,6 +96,28 @@ def test_a_repair_that_is_named_too_has_the_options_that_it_is_named_with():
     assert all(len({item.kind for item in op.adjust}) == len(op.adjust) for op in other.plan.ops.values())
 
 
+def test_data_may_come_in_another_order_each_time():
+    draw, feeds = np.random.default_rng(0), [{"x": image[None]} for image in images(96, 1)["x"]]
+
+    def shuffled():
+        return iter([feeds[index] for index in draw.permutation(len(feeds))])
+
+    how = {"target": "reference", "compare": False}
+    assert found(fp8graph.optimize(network(3), data=shuffled, **how))
+
+
+def test_an_input_with_a_value_of_its_own_is_fed_now_and_then():
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model(BARE.format(k=64, y="MatMul(h, w_b)")))
+    bias = onnx.numpy_helper.from_array(np.ones(64, np.float32), "s")
+    proto.graph.initializer.append(bias)
+    proto.graph.input.append(onnx.helper.make_tensor_value_info("s", onnx.TensorProto.FLOAT, [64]))
+    proto.graph.node.insert(0, onnx.helper.make_node("Mul", ["x", "s"], ["m"]))
+    proto.graph.node[1].input[0] = "m"
+    fed = [{"x": row[None]} | ({"s": row[:64]} if index % 3 else {}) for index, row in enumerate(rows(64, 96)["x"])]
+    assert found(fp8graph.optimize(proto, data=fed, target="reference", compare=False))
+
+
 def test_samples_are_as_many_as_their_tensors_leave_room_for():
     def of(elements: int, samples: int = 10) -> Ranges:
         values = {str(index): Stat(count=elements * samples, min=0.0, max=1.0) for index in range(3)}
@@ -102,6 +125,6 @@ def test_samples_are_as_many_as_their_tensors_leave_room_for():
 
     # Two models of three tensors in float32.
     assert LIGHT.samples_of(of(math.floor(LIGHT.bytes / (2 * 3 * 4 * 20)))) == 20
-    assert LIGHT.samples_of(of(1)) == LIGHT.samples_of(None) == LIGHT.samples == 64
+    assert LIGHT.samples_of(of(1)) == LIGHT.samples == 64 and LIGHT.samples_of(None) == 16
     assert LIGHT.samples_of(of(1 << 30)) == 4  # so that one can be held back
     assert FULL.samples_of(of(1 << 30)) == 256

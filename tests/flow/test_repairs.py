@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 
 import fp8graph
 from fp8graph.base.errors import InputError
+from fp8graph.data import recipe as recipes
 from fp8graph.data.plan import Plan
 from fp8graph.testing import corpus
 from tests.learned import REPAIRS, images, network, optimized, sqnr
@@ -137,10 +139,48 @@ def test_codes_and_biases_for_one_other_weight_are_left_out_and_the_others_stay(
     weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * np.float32(1.1), "w_b"))
     done = fp8graph.optimize(proto, plan=plan)
     (said,) = [item for item in done.findings if item.code == "FG248"]
-    assert said.severity == "warning" and "left out for 1 ops" in said.text
+    assert said.severity == "warning" and "of 1 ops" in said.text and said.text.endswith("left out")
     found = {key for key, op in done.plan.ops.items() if op.adjust}
     assert found == {key for key, op in plan.ops.items() if op.adjust} - {"b"}
     assert set(done.plan.arrays) == {item.value.name for op in done.plan.ops.values() for item in op.adjust}
+
+
+def test_a_bias_that_was_trained_on_stays_what_it_became():
+    plan, proto = optimized(network(SEED), "correct-bias").plan, onnx.ModelProto()
+    proto.CopyFrom(network(SEED))
+    for item in proto.graph.initializer:
+        if item.name == "w_r":
+            item.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(item) + np.float32(0.7), item.name))
+    done = fp8graph.optimize(proto, plan=plan)
+    assert kinds(done.plan) == {"bias"} and sqnr(proto, done) > 25
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"format": "e5m2"}, {"scale": {"origin": "computed", "rule": "amax"}}, None],
+    ids=["format", "rule", "kept"],
+)
+def test_codes_and_biases_go_where_the_plan_is_edited(change):
+    """They were solved for what the operand was rounded to."""
+    proto, recipe = network(3), replace(recipes.load("fp8-full"), repairs=REPAIRS[1:])
+    found = fp8graph.optimize(proto, data=images(192, 1), batch=8, recipe=recipe, target="reference", compare=False)
+    sides = []
+    for adjusted in (True, False):
+        document = found.plan.to_json()
+        for key in ("b", "y"):
+            op = document["ops"][key]
+            if change is None:
+                op["do"], op["why"] = "keep", {"code": "FG203", "by": "me", "text": "by hand"}
+                del op["inputs"]
+            else:
+                op["inputs"]["1"].update(change)
+        if not adjusted:
+            for key in ("b", "y"):
+                document["ops"][key].pop("adjust", None)
+        plan = replace(Plan.from_json(document, "edited"), arrays=found.plan.arrays)
+        sides.append(fp8graph.optimize(proto, plan=plan))
+    assert sides[0].model == sides[1].model
+    assert "FG248" in codes(sides[0]) and "FG248" not in codes(sides[1])
 
 
 def test_arrays_that_are_not_the_plans_are_refused(saved, tmp_path):
