@@ -360,8 +360,8 @@ CODES = (
     Code(
         "FG248",
         "codes and biases of the plan were found for other weights",
-        "The model has the plan's structure, and other weights: it was trained on; or the plan was edited, and quantizes "
-        "them in another way. What repairs have found there is left out, or, with samples, found anew.",
+        "The model has the plan's structure, and other weights: it was trained on; or the plan was edited, and "
+        "quantizes them in another way. What repairs have found there is left out, or, with samples, found anew.",
         "Codes and biases are about the very weights that they were solved for. Scales of weights are derived anew.",
         "Give --data with --plan, so that they are found anew; or nothing: the plan is whole without them.",
     ),
