@@ -18,7 +18,7 @@ from fp8graph.core.facts import Facts, facts_for
 from fp8graph.core.passes import Repair
 from fp8graph.data.plan import Adjust, Decision, OpKey, Plan, quant_digest
 from fp8graph.flow.judging import Judge
-from fp8graph.flow.learning import LIGHT, Learning
+from fp8graph.flow.learning import LIGHT, Effort, Learning
 from fp8graph.flow.moving import moved
 from fp8graph.flow.weighing import weigh
 from fp8graph.graph import tensors, walk
@@ -50,7 +50,7 @@ def repaired(job: Job, plan: Plan, facts: Facts) -> Plan:
     plain = _plain(job)
     moving = [item for item in job.repairs if item.moves]
     kinds = [moving, [item for item in job.repairs if item.weighs], [item for item in job.repairs if item.learns]]
-    samples = _samples(job, kinds) if any(kinds) and any(True for _ in plan.quantized()) else None
+    samples = _samples(job, plan, kinds) if any(kinds) and any(True for _ in plan.quantized()) else None
     if samples is None:
         return repairing.repair(plan, job.normalized, plain, job.ctx, facts)
     for kind in kinds:
@@ -69,13 +69,15 @@ def _plain(job: Job) -> list[Repair]:
 
 @dataclass(frozen=True)
 class _Read:
-    """Samples to learn from, and a judge of what was learned, on others where there are enough."""
+    """Samples to learn from, and a judge of what was learned, on others where there are enough; ops that are left out
+    of learning."""
 
     learned: Samples
     judge: Judge
+    left_out: set[OpKey]
 
 
-def _samples(job: Job, kinds: Sequence[list[Repair]]) -> _Read | None:
+def _samples(job: Job, plan: Plan, kinds: Sequence[list[Repair]]) -> _Read | None:
     """None, which is said, where there are none that repairs may learn from. Kinds that may not are emptied.
 
     They are read once and held: data may come in another order each time, and what is judged has to be the same.
@@ -88,34 +90,54 @@ def _samples(job: Job, kinds: Sequence[list[Repair]]) -> _Read | None:
         if lost:
             job.ctx.note("FG240", "", f"left out for want of samples: {', '.join(lost)}")
         return None
+    learns = [item for item in wanting if item.learns]
+    left_out = job.effort.left_out(job.normalized.model, plan) if learns else set()
+    if left_out and not _worth(job, plan, learns, left_out):
+        _take_out(learns, kinds)
+        if not any(kinds):
+            return None
+    learned, held = _apart(job.feeds, job.effort)
+    if not held and job.effort is LIGHT and any(item in kind for item in learns for kind in kinds):
+        # What is judged on the samples that it was learned from always seems to help.
+        names = ", ".join(item.name for item in learns)
+        few = f"{len(learned)} feeds are fewer than {_HELD_BACK}: {names} left out"
+        job.ctx.note("FG240", "", few, do="give more --data, or a smaller --batch")
+        _take_out(learns, kinds)
+
+    def of(feeds: list[dict[str, Any]]) -> Samples:
+        return Samples(label, feeds.__iter__, len(feeds))
+
+    label = job.feeds.label
+    return _Read(of(learned), Judge(job, of(held or learned)), left_out)
+
+
+def _take_out(learns: Sequence[Repair], kinds: Sequence[list[Repair]]) -> None:
+    for kind in kinds:
+        kind[:] = [item for item in kind if item not in learns]
+
+
+def _apart(feeds: Samples, effort: Effort) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Feeds to learn from, and feeds held back, as many as there is room for."""
     learned: list[dict[str, Any]] = []
     held: list[dict[str, Any]] = []
-    for index, feed in enumerate(job.feeds):
-        part, most = (
-            (held, job.effort.judged) if index % _HELD_BACK == _HELD_BACK - 1 else (learned, job.effort.samples)
-        )
-        if len(part) < most:
+    most = effort.samples, effort.judged
+    for index, feed in enumerate(feeds):
+        if not index and effort.bytes < math.inf:
+            size = sum(getattr(array, "nbytes", 0) for array in feed.values())
+            room = max(_HELD_BACK, int(effort.bytes / max(size, 1)))
+            most = min(most[0], room), min(most[1], room)
+        back = index % _HELD_BACK == _HELD_BACK - 1
+        part = held if back else learned
+        if len(part) < most[back]:
             part.append(dict(feed))
-        if len(held) == job.effort.judged and len(learned) == job.effort.samples:
+        elif len(learned) == most[0] and len(held) == most[1]:
             break
-    if not held and job.effort is LIGHT:
-        # What is judged on the samples that it was learned from always seems to help.
-        names = [item.name for item in wanting if item.learns]
-        if names:
-            few = f"{len(learned)} feeds are fewer than {_HELD_BACK}: {', '.join(names)} left out"
-            job.ctx.note("FG240", "", few, do="give more --data, or a smaller --batch")
-        for kind in kinds:
-            kind[:] = [item for item in kind if not item.learns]
-    both = (Samples(job.feeds.label, part.__iter__, len(part)) for part in (learned, held or learned))
-    return _Read(next(both), Judge(job, next(both)))
+    return learned, held
 
 
 def _helped(job: Job, plan: Plan, kind: Sequence[Repair], samples: _Read, facts: Facts) -> Plan:
     """The plan with what repairs of one kind find, where that helps."""
     names = ", ".join(item.name for item in kind)
-    left_out = job.effort.left_out(job.normalized.model, plan) if kind[0].learns else set()
-    if left_out and not _worth(job, plan, kind, left_out):
-        return plan
     before = samples.judge.measured(plan).value
     if before == math.inf:
         job.ctx.note("FG241", "", f"{names}: not asked, for the outputs are those of the original already")
@@ -128,7 +150,7 @@ def _helped(job: Job, plan: Plan, kind: Sequence[Repair], samples: _Read, facts:
         if there.moved and ctx.ranges is not None:
             seen = {**ctx.ranges.values, **channels.peaks(plan, there.model, ctx.ranges)}
             facts, ctx = facts_for(there.model, plan.shapes), replace(ctx, ranges=replace(ctx.ranges, values=seen))
-        observe = Learning(there, job.pipeline, ctx, samples.learned, job.reading, job.effort, left_out)
+        observe = Learning(there, job.pipeline, ctx, samples.learned, job.reading, job.effort, samples.left_out)
         weighed = partial(weigh, job, feeds=samples.learned)
         better = repairing.repair(plan, there, kind, ctx, facts, observe, weighed)
     if better == plan:
@@ -195,7 +217,7 @@ def _mended(job: Job, plan: Plan, facts: Facts) -> Plan:
     there = job.moved(plan)
     about = facts_for(there.model, plan.shapes) if there.moved else facts
     plan = repairing.repair(plan, there, _plain(job), job.ctx, about)
-    samples = _samples(job, [learns]) if learns and job.feeds is not None and not is_random(job.data) else None
+    samples = _samples(job, plan, [learns]) if learns and job.feeds is not None and not is_random(job.data) else None
     if samples is not None and learns:
         plan = _helped(job, plan, learns, samples, facts)
     found = {key for key in lost if plan.ops[key].adjust != before.ops[key].adjust}
