@@ -47,24 +47,25 @@ def repaired(job: Job, plan: Plan, facts: Facts) -> Plan:
         return _mended(job, plan, facts)
     if any(op.adjust for op in plan.ops.values()):
         return plan
-    plain = _plain(job)
     moving = [item for item in job.repairs if item.moves]
     kinds = [moving, [item for item in job.repairs if item.weighs], [item for item in job.repairs if item.learns]]
     samples = _samples(job, plan, kinds) if any(kinds) and any(True for _ in plan.quantized()) else None
     if samples is None:
-        return repairing.repair(plan, job.normalized, plain, job.ctx, facts)
+        return _plainly(job, plan, facts)
     for kind in kinds:
         if kind:
             plan = _helped(job, plan, kind, samples, facts)
         if kind is moving:  # what others find of a weight is about the weight as it is then
-            there = job.moved(plan)
-            about = facts_for(there.model, plan.shapes) if there.moved else facts
-            plan = repairing.repair(plan, there, plain, job.ctx, about)
+            plan = _plainly(job, plan, facts)
     return plan
 
 
-def _plain(job: Job) -> list[Repair]:
-    return [item for item in job.repairs if not (item.moves or item.learns or item.weighs)]
+def _plainly(job: Job, plan: Plan, facts: Facts) -> Plan:
+    """The plan with what repairs find that want nothing of the data, for channels as they are."""
+    plain = [item for item in job.repairs if not (item.moves or item.learns or item.weighs)]
+    there = job.moved(plan)
+    about = facts_for(there.model, plan.shapes) if there.moved else facts
+    return repairing.repair(plan, there, plain, job.ctx, about)
 
 
 @dataclass(frozen=True)
@@ -214,9 +215,7 @@ def _mended(job: Job, plan: Plan, facts: Facts) -> Plan:
     """A given plan that has lost findings, with such as can be found anew; says so."""
     lost, job.stale = job.stale, set()
     before, learns = plan, [item for item in job.repairs if item.learns]
-    there = job.moved(plan)
-    about = facts_for(there.model, plan.shapes) if there.moved else facts
-    plan = repairing.repair(plan, there, _plain(job), job.ctx, about)
+    plan = _plainly(job, plan, facts)
     samples = _samples(job, plan, [learns]) if learns and job.feeds is not None and not is_random(job.data) else None
     if samples is not None and learns:
         plan = _helped(job, plan, learns, samples, facts)
